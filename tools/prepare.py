@@ -1,0 +1,102 @@
+"""After editing notebooks: export the library, clean the notebooks, make README.md from the index.
+
+    python tools/prepare.py           do it
+    python tools/prepare.py --check   change nothing; fail, and say where, if doing it would change a file
+                                      or if a notebook is not fit to be read (a missing output, a stored error, ...)
+"""
+from __future__ import annotations
+import argparse, ast, contextlib, difflib, json, os, re, shutil, subprocess, sys, tempfile
+from pathlib import Path
+
+import nbio
+
+MAX_BYTES = 2_000_000
+SILENT = {"test_eq", "test_ne", "test_close", "test_fail", "test", "test_is", "equals", "use_style", "nbdev_export", "filterwarnings",
+          "manual_seed", "set_num_threads", "append", "update", "mkdir", "write_text", "seed", "backward", "eval", "save"}
+
+
+def readme(index: Path) -> str:
+    "The index notebook as GitHub Markdown: text as it is, code fenced, printed results below it; links lead into nbs/."
+    parts = ["<!-- Made from nbs/index.ipynb by `make prepare`; edit that. -->"]
+    for cell in json.loads(index.read_text(encoding="utf-8"))["cells"]:
+        src = "".join(cell["source"]).strip()
+        if not src or re.match(r"#\|\s*(hide|default_exp)", src): continue
+        if cell["cell_type"] == "markdown":
+            parts.append(re.sub(r"\]\((?!https?:|#|\.\./)([^)]+)\)", r"](nbs/\1)", src).replace("](../", "]("))
+            continue
+        parts.append("```python\n" + "\n".join(l for l in src.splitlines() if not l.startswith("#|")) + "\n```")
+        for out in cell.get("outputs", []):
+            text = "".join(out.get("text") or out.get("data", {}).get("text/plain", ""))
+            if text and "image/png" not in out.get("data", {}): parts.append("\n".join("    " + l for l in text.rstrip().splitlines()))
+    return "\n\n".join(parts) + "\n"
+
+
+def prepare(root: Path):
+    "Export, clean and write README.md in a checkout."
+    subprocess.run([str(Path(sys.executable).parent/"nbdev_export")], cwd=root, check=True)
+    for path in nbio.notebooks(root):
+        new = nbio.text(json.loads(path.read_text(encoding="utf-8")))
+        if new != path.read_text(encoding="utf-8"): nbio.write(json.loads(new), path)
+    subprocess.run([str(Path(sys.executable).parent/"nbdev_clean")], cwd=root, check=True)
+    text = readme(root/"nbs"/"index.ipynb")
+    if not (root/"README.md").exists() or (root/"README.md").read_text(encoding="utf-8") != text: (root/"README.md").write_text(text, encoding="utf-8")
+
+
+def files(root: Path) -> dict[str, str]:
+    "What prepare may change."
+    paths = [*nbio.notebooks(root), *sorted((root/"diffusion_nb").rglob("*.py")), root/"README.md"]
+    return {str(p.relative_to(root)): p.read_text(encoding="utf-8") for p in paths if p.exists()}
+
+
+def out_of_step(root: Path) -> list[str]:
+    "Files that prepare would change, each with the first lines of the difference."
+    with tempfile.TemporaryDirectory() as tmp:
+        copy = Path(tmp)/root.name
+        shutil.copytree(root, copy, symlinks=True, ignore=shutil.ignore_patterns(".venv*", ".git", "_*", "runs", "build", "*.egg-info"))
+        for name in ("_quarto.yml",): shutil.copyfile(root/name, copy/name)
+        for init in (root/"diffusion_nb").glob("_*.py"): shutil.copyfile(init, copy/"diffusion_nb"/init.name)
+        before = files(copy)
+        prepare(copy)
+        after = files(copy)
+    changed = [n for n in sorted(before.keys() | after.keys()) if before.get(n) != after.get(n)]
+    return [f"{n} is out of step with its source (make prepare):\n    " + "\n    ".join(l[:160] for l in list(difflib.unified_diff(
+        before.get(n, "").splitlines(), after.get(n, "").splitlines(), "stored", "made", lineterm="", n=0))[2:8]) for n in changed]
+
+
+def shows(src: str) -> bool:
+    "Does this code end in a value or a printed line that a reader should see?"
+    if re.search(r"^#\|\s*(export|exporti|exports|hide|default_exp|eval:\s*false)", src, re.M): return False
+    try: body = ast.parse(re.sub(r"^[%!].*$", "", src, flags=re.M)).body
+    except SyntaxError: return False
+    if not body or src.rstrip().endswith(";") or not isinstance(body[-1], ast.Expr): return False
+    call = body[-1].value
+    if isinstance(call, ast.Constant): return isinstance(call.value, (int, float))
+    if not isinstance(call, ast.Call): return True
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    return name not in SILENT
+
+
+def unfit(path: Path) -> list[str]:
+    "What a reader of this notebook would stumble over."
+    said, size = [], path.stat().st_size
+    if size > MAX_BYTES: said.append(f"{size/1e6:.1f} MB with its outputs; at most {MAX_BYTES/1e6:.0f}")
+    private = {str(nbio.ROOT), str(Path.home()), str(Path(sys.executable).parent.parent)} - {"/"}
+    for n, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
+        if cell["cell_type"] != "code": continue
+        src, outs = "".join(cell["source"]), cell["outputs"]
+        if shows(src) and not outs: said.append(f"cell {n} should show something and stores no output: {src.strip().splitlines()[-1][:80]}")
+        if any(o["output_type"] == "error" for o in outs): said.append(f"cell {n} stores an error")
+        if any(p in json.dumps(outs) for p in private): said.append(f"cell {n} shows a path of the machine it ran on")
+    return [f"{path.name}: {s}" for s in said]
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--check", action="store_true", help="change nothing, only say what is wrong")
+    if not p.parse_args().check: return prepare(nbio.ROOT)
+    said = out_of_step(nbio.ROOT) + [s for path in nbio.notebooks() for s in unfit(path)]
+    print("\n".join(said) or "Library, notebooks and README are in step; every cell that should show something does.")
+    sys.exit(bool(said))
+
+
+if __name__ == "__main__": main()
