@@ -16,10 +16,14 @@ def lab(tmp_path_factory):
     chromium()
     folder = tmp_path_factory.mktemp("lab")/"nbs"
     shutil.copytree(ROOT/"nbs", folder, ignore=shutil.ignore_patterns(".*", "_quarto.yml"))
+    settings = folder.parent/"settings"/"@jupyterlab"/"notebook-extension"/"tracker.jupyterlab-settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('{"windowingMode": "none"}')  # cells out of sight are there, too
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    env = os.environ | {"JUPYTER_CONFIG_DIR": str(folder.parent/"config"), "JUPYTER_DATA_DIR": str(folder.parent/"data"), "IN_TEST": "1", "PYTHONPATH": str(ROOT)}
+    env = os.environ | {"JUPYTER_CONFIG_DIR": str(folder.parent/"config"), "JUPYTER_DATA_DIR": str(folder.parent/"data"), "IN_TEST": "1", "PYTHONPATH": str(ROOT),
+                        "JUPYTERLAB_SETTINGS_DIR": str(folder.parent/"settings")}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", f"--port={port}", "--ip=127.0.0.1", "--IdentityProvider.token=", "--allow-root",
                "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", f"--notebook-dir={folder}"]
     server = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -69,7 +69,7 @@ def test_no_broken_link(docs):
 def test_no_page_loads_anything_from_elsewhere(docs):
     found = [f"{p.name}: {m}" for p in docs.rglob("*.html") for m in re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="https?://[^"]*"', p.read_text(encoding="utf-8"))
              if 'rel="canonical"' not in m]
-    found += [f"{p.name}: {m}" for p in docs.rglob("*.css") for m in re.findall(r"@import[^;]*https?:[^;]*|url\(['\"]?https?:[^)]*\)", p.read_text(encoding="utf-8"))]
+    found += [f"{p.name}: {m}" for p in docs.rglob("*.css") for m in re.findall(r"@import[^;]{0,20}https?:[^;]*|url\(['\"]?https?:[^)]*\)", p.read_text(encoding="utf-8"))]
     assert found == []
 
 

@@ -81,6 +81,29 @@ def report(times: dict[str, float]):
     print("Read on: `make lab` opens the notebooks, `make site` renders the pages.")
 
 
+def hardware() -> str:
+    "The processor, as a reader would name it."
+    import platform
+    model = platform.processor() or platform.machine()
+    try: model = next(l.split(":")[1].strip() for l in open("/proc/cpuinfo", encoding="utf-8") if l.startswith("model name"))
+    except (OSError, StopIteration): pass
+    return f"{os.cpu_count()} cores, {model}"
+
+
+def remember(times: dict[str, float]):
+    "Keep the minutes of a complete run where pages may quote them: results/results.json."
+    import platform, torch
+    path = nbio.ROOT/"results"/"results.json"
+    known = {r["id"]: r for r in json.loads(path.read_text(encoding="utf-8"))} if path.exists() else {}
+    for name, s in [*times.items(), ("all", sum(times.values()))]:
+        known[f"course/{name}/minutes"] = {
+            "id": f"course/{name}/minutes", "metric": "minutes", "value": round(s/60, 2), "interval": None, "n": 1, "features": None,
+            "command": "make course", "seed": None, "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "hardware": hardware(), "date": time.strftime("%Y-%m-%d")}
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(sorted(known.values(), key=lambda r: r["id"]), indent=1) + "\n", encoding="utf-8")
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("chapters", nargs="*", help="names such as 01_schedule (all unless given)")
@@ -104,6 +127,7 @@ def main():
         if not path.exists(): sys.exit(f"no chapter {path.name}; there are {', '.join(c.stem for c in nbio.chapters())}")
     times = {p.stem: run(p, f"{i}/{len(wanted)}", a.store, a.force) for i, p in enumerate(wanted, 1)}
     report(times)
+    if a.store and not a.chapters: remember(times)
 
 
 if __name__ == "__main__": main()

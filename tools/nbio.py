@@ -36,7 +36,7 @@ def clean(nb: dict) -> dict:
             data.pop(WIDGET, None)
             if "metadata" in out: out["metadata"] = {}
     nb["metadata"] = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
-    clean_nb(nb)
+    clean_nb(nb, allowed_cell_metadata_keys=["jupyter"])  # which keeps the source of tested solutions folded
     return nb
 
 

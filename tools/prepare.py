@@ -5,7 +5,7 @@
                                       or if a notebook is not fit to be read (a missing output, a stored error, ...)
 """
 from __future__ import annotations
-import argparse, ast, contextlib, difflib, json, os, re, shutil, subprocess, sys, tempfile
+import argparse, ast, base64, difflib, hashlib, json, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
 import nbio
@@ -15,8 +15,9 @@ SILENT = {"test_eq", "test_ne", "test_close", "test_fail", "test", "test_is", "e
           "manual_seed", "set_num_threads", "append", "update", "mkdir", "write_text", "seed", "backward", "eval", "save"}
 
 
-def readme(index: Path) -> str:
-    "The index notebook as GitHub Markdown: text as it is, code fenced, printed results below it; links lead into nbs/."
+def readme(index: Path) -> tuple[str, dict[str, bytes]]:
+    "The index notebook as GitHub Markdown (text as it is, code fenced, results below it, links into nbs/), and its pictures by path."
+    pictures = {}
     parts = ["<!-- Made from nbs/index.ipynb by `make prepare`; edit that. -->"]
     for cell in json.loads(index.read_text(encoding="utf-8"))["cells"]:
         src = "".join(cell["source"]).strip()
@@ -26,9 +27,14 @@ def readme(index: Path) -> str:
             continue
         parts.append("```python\n" + "\n".join(l for l in src.splitlines() if not l.startswith("#|")) + "\n```")
         for out in cell.get("outputs", []):
-            text = "".join(out.get("text") or out.get("data", {}).get("text/plain", ""))
-            if text and "image/png" not in out.get("data", {}): parts.append("\n".join("    " + l for l in text.rstrip().splitlines()))
-    return "\n\n".join(parts) + "\n"
+            data = out.get("data", {})
+            if "image/png" in data:
+                path = f"assets/readme-{len(pictures) + 1}.png"
+                pictures[path] = base64.b64decode("".join(data["image/png"]))
+                parts.append(f"![output of the cell above]({path})")
+            elif "text/markdown" in data: parts.append("".join(data["text/markdown"]).strip())
+            elif text := "".join(out.get("text") or data.get("text/plain", "")).rstrip(): parts.append(f"```text\n{text}\n```")
+    return "\n\n".join(parts) + "\n", pictures
 
 
 def prepare(root: Path):
@@ -38,14 +44,19 @@ def prepare(root: Path):
         new = nbio.text(json.loads(path.read_text(encoding="utf-8")))
         if new != path.read_text(encoding="utf-8"): nbio.write(json.loads(new), path)
     subprocess.run([str(Path(sys.executable).parent/"nbdev_clean")], cwd=root, check=True)
-    text = readme(root/"nbs"/"index.ipynb")
-    if not (root/"README.md").exists() or (root/"README.md").read_text(encoding="utf-8") != text: (root/"README.md").write_text(text, encoding="utf-8")
+    text, pictures = readme(root/"nbs"/"index.ipynb")
+    (root/"README.md").write_text(text, encoding="utf-8")
+    shutil.rmtree(root/"assets", ignore_errors=True)
+    for name, data in pictures.items():
+        (root/name).parent.mkdir(exist_ok=True)
+        (root/name).write_bytes(data)
 
 
 def files(root: Path) -> dict[str, str]:
     "What prepare may change."
     paths = [*nbio.notebooks(root), *sorted((root/"diffusion_nb").rglob("*.py")), root/"README.md"]
-    return {str(p.relative_to(root)): p.read_text(encoding="utf-8") for p in paths if p.exists()}
+    texts = {str(p.relative_to(root)): p.read_text(encoding="utf-8") for p in paths if p.exists()}
+    return texts | {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted((root/"assets").glob("*"))}
 
 
 def out_of_step(root: Path) -> list[str]:

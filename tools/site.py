@@ -11,6 +11,7 @@ import nbio
 PROC, DOCS = nbio.ROOT/"_proc", nbio.ROOT/"_docs"
 KATEX = "0.16.22"
 CDN = re.compile(r"https://cdn\.jsdelivr\.net/npm/katex@[^/\"']+/dist/?")
+IMPORT = re.compile(r"@import\s+(?:url\([\"']?https?:[^)]*\)|[\"']https?:[^\"']*[\"'])\s*;?")
 REMOTE = re.compile(r"<script[^>]*\bsrc=\"https?://[^\"]+\"[^>]*>\s*</script>|<link[^>]*\brel=\"stylesheet\"[^>]*\bhref=\"https?://[^\"]+\"[^>]*>")
 
 
@@ -66,6 +67,9 @@ def offline():
         text = CDN.sub(here, page.read_text(encoding="utf-8"))
         for tag in REMOTE.findall(text): print(f"  {page.name}: left out {tag[:120]}")
         page.write_text(REMOTE.sub("", text), encoding="utf-8")
+    for sheet in DOCS.rglob("*.css"):  # themes that fetch their fonts; the reader's own serve as well
+        text = sheet.read_text(encoding="utf-8")
+        if IMPORT.search(text): sheet.write_text(IMPORT.sub("", text), encoding="utf-8")
 
 
 def main():
