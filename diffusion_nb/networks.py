@@ -18,11 +18,11 @@ def n_params(
     "How many numbers training adjusts."
     return sum(p.numel() for p in net.parameters() if p.requires_grad)
 
-# %% ../nbs/03_networks.ipynb #932935e7
+# %% ../nbs/03_networks.ipynb #37ff063c
 def gelu(
     x:Tensor, # any shape
 )->Tensor:    # same shape
-    "GELU(x) = x/2 (1 + erf(x/sqrt 2)) = x Phi(x): Hendrycks and Gimpel 2016, eq. 1 (R 1.7 corrected)."
+    "GELU(x) = x/2 (1 + erf(x/sqrt 2)) = x Phi(x): Hendrycks and Gimpel 2016, section 2 (R 1.7 corrected)."
     return x*0.5*(1 + torch.erf(x/math.sqrt(2)))
 
 # %% ../nbs/03_networks.ipynb #a7d4d28c
@@ -46,7 +46,7 @@ def block(
     "7x7 convolution, LayerNorm over channels and pixels, activation."
     return nn.Sequential(nn.Conv2d(c_in, c_out, 7, padding=3), nn.LayerNorm((c_out, size, size)), act())
 
-# %% ../nbs/03_networks.ipynb #34b2ca03
+# %% ../nbs/03_networks.ipynb #708c8c45
 def check_input(
     z_t:Tensor,     # latents, (B, 1, H, W)
     u:Tensor,       # t/T, (B,)
@@ -56,7 +56,7 @@ def check_input(
 ):
     "Refuse input of the wrong type or shape with a message that says what was expected."
     for name, v in dict(z_t=z_t, u=u).items():
-        if not v.is_floating_point(): raise TypeError(f"{name} must be floats, got {v.dtype}; z_t lies around [-0.5, 0.5], u is t/T in [0, 1]")
+        if not v.is_floating_point(): raise TypeError(f"{name} must be floats, got {v.dtype}; u is t/T in [0, 1]")
         if v.dtype != weight.dtype and not torch.is_autocast_enabled(v.device.type):
             raise TypeError(f"{name} is {v.dtype}, the network {weight.dtype}; convert one of them")
     got, side = tuple(z_t.shape), size or "H"
