@@ -31,6 +31,7 @@ setup(
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
+    entry_points={"console_scripts": cfg.get("console_scripts", "").split()},
     long_description=Path("README.md").read_text(encoding="utf-8") if Path("README.md").exists() else "",
     long_description_content_type="text/markdown",
     zip_safe=False,

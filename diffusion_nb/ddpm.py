@@ -58,11 +58,11 @@ def last(
     if state is None: raise ValueError("the sampler yielded nothing; a generator can be read only once")
     return state
 
-# %% ../nbs/04_ddpm.ipynb #469abc4b
+# %% ../nbs/04_ddpm.ipynb #a2dab8f6
 @dataclass
 class GaussianProcess:
     "The DDPM: degrade by Gaussian noise, learn the noise, sample step by step (UDL algorithms 18.1 and 18.2)."
-    schedule: Schedule = field(default_factory=linear)
+    schedule: Schedule = field(default_factory=linear)  # noise of each step
     variance: str = "posterior"  # sigma_t^2: "posterior" (eq. 18.15) or "beta"
 
     def __post_init__(self):

@@ -22,50 +22,50 @@ def check_images(
     if not x.isfinite().all(): raise ValueError(f"{name} holds {int((~x.isfinite()).sum())} values that are NaN or infinite")
     return x
 
-# %% ../nbs/02_forward.ipynb #91df8103
+# %% ../nbs/02_forward.ipynb #b4e87d4d
 def noise_like(
     x:Tensor,          # a batch
     eps:Tensor=None,   # noise to use instead of a new draw, same shape
     generator:torch.Generator=None, # source of the draw
-)->Tensor:   # standard normal noise, same shape
+)->Tensor:             # standard normal noise, same shape
     "The noise given, checked, or a new draw."
     if eps is None: return torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
     if eps.shape != x.shape: raise ValueError(f"eps has shape {tuple(eps.shape)}, the batch {tuple(x.shape)}")
     return eps
 
-# %% ../nbs/02_forward.ipynb #7174863b
+# %% ../nbs/02_forward.ipynb #1673cdd1
 def diffuse_step(
     z:Tensor,          # latents z_{t-1}, (B, ...)
-    t,   # step to take, 1..T: int or (B,)
+    t,                 # step to take, 1..T: int or (B,)
     schedule:Schedule, # noise of each step
     eps:Tensor=None,   # noise, same shape (drawn unless given)
     generator:torch.Generator=None, # source of the draw
-)->Tensor:   # z_t, same shape
+)->Tensor:             # z_t, same shape
     "One step of the forward process, z_t = sqrt(1-beta_t) z_{t-1} + sqrt(beta_t) eps: UDL eq. 18.1."
     t, z = check_t(t, schedule.T), check_images(z, "z")
     b = schedule.beta
     return at((1 - b).sqrt(), t, z)*z + at(b.sqrt(), t, z)*noise_like(z, eps, generator)
 
-# %% ../nbs/02_forward.ipynb #582145bc
+# %% ../nbs/02_forward.ipynb #bdd0df95
 def diffuse(
     x:Tensor,          # data, (B, ...)
-    t,   # steps to jump, 0..T: int or (B,)
+    t,                 # steps to jump, 0..T: int or (B,)
     schedule:Schedule, # noise of each step
     eps:Tensor=None,   # noise, same shape (drawn unless given)
     generator:torch.Generator=None, # source of the draw
-)->Tensor:   # z_t, same shape
+)->Tensor:             # z_t, same shape
     "From x to z_t at once, z_t = sqrt(alpha_t) x + sqrt(1-alpha_t) eps: UDL eq. 18.7, R 1.4."
     t, x = check_t(t, schedule.T, 0), check_images(x)
     a = schedule.alpha
     return at(a.sqrt(), t, x)*x + at((1 - a).sqrt(), t, x)*noise_like(x, eps, generator)
 
-# %% ../nbs/02_forward.ipynb #b3bda51e
+# %% ../nbs/02_forward.ipynb #a219c959
 def posterior(
     z_t:Tensor,        # latents at step t, (B, ...)
     x:Tensor,          # data they came from, same shape
-    t,   # step, 1..T: int or (B,)
+    t,                 # step, 1..T: int or (B,)
     schedule:Schedule, # noise of each step
-)->tuple:   # mean (B, ...) and standard deviation (B, 1, ..., 1)
+)->tuple:              # mean (B, ...) and standard deviation (B, 1, ..., 1)
     "q(z_{t-1} | z_t, x): UDL eq. 18.15."
     t, z_t, x = check_t(t, schedule.T), check_images(z_t, "z_t"), check_images(x)
     if z_t.shape != x.shape: raise ValueError(f"z_t has shape {tuple(z_t.shape)}, x {tuple(x.shape)}")

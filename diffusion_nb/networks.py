@@ -46,7 +46,7 @@ def block(
     "7x7 convolution, LayerNorm over channels and pixels, activation."
     return nn.Sequential(nn.Conv2d(c_in, c_out, 7, padding=3), nn.LayerNorm((c_out, size, size)), act())
 
-# %% ../nbs/03_networks.ipynb #708c8c45
+# %% ../nbs/03_networks.ipynb #78a52c5a
 def check_input(
     z_t:Tensor,     # latents, (B, 1, H, W)
     u:Tensor,       # t/T, (B,)
@@ -55,8 +55,8 @@ def check_input(
     multiple:int=1, # what height and width must be multiples of
 ):
     "Refuse input of the wrong type or shape with a message that says what was expected."
-    for name, v in dict(z_t=z_t, u=u).items():
-        if not v.is_floating_point(): raise TypeError(f"{name} must be floats, got {v.dtype}; u is t/T in [0, 1]")
+    for name, v, hint in (("z_t", z_t, "`to_unit` converts pixels"), ("u", u, "it is t/T in [0, 1]")):
+        if not v.is_floating_point(): raise TypeError(f"{name} must be floats, got {v.dtype}; {hint}")
         if v.dtype != weight.dtype and not torch.is_autocast_enabled(v.device.type):
             raise TypeError(f"{name} is {v.dtype}, the network {weight.dtype}; convert one of them")
     got, side = tuple(z_t.shape), size or "H"
@@ -117,18 +117,18 @@ def grow(
     "1x1 convolution, then every pixel copied into a square of 2x2."
     return nn.Sequential(nn.Conv2d(c_in, c_out, 1), nn.Upsample(scale_factor=2, mode="nearest"))
 
-# %% ../nbs/03_networks.ipynb #2d7f770e
+# %% ../nbs/03_networks.ipynb #74b347fc
 class UNet(nn.Module):
     "Residual blocks at full, half and quarter size: g_t[z_t, phi] from z_t (B, 1, H, W) and t/T (B,), same shape as z_t."
     def __init__(self,
-        widths=(16, 32, 64), # channels at full, half and quarter size, multiples of 8
+        widths=(16, 32, 64), # channels at full, half and quarter size, multiples of 8 from 16
         size:int=None,       # height and width to insist on (any multiple of 4 unless given)
         n_freq:int=16,       # frequencies of the time encoding
         d_time:int=64,       # width of the time embedding
         act=nn.GELU,         # activation
     ):
         super().__init__()
-        if len(widths) != 3 or any(w < 8 or w % 8 for w in widths): raise ValueError(f"widths must be three multiples of 8 (GroupNorm has 8 groups), got {widths}")
+        if len(widths) != 3 or any(w < 16 or w % 8 for w in widths): raise ValueError(f"widths must be three multiples of 8, each at least 16 (with one channel a group, GroupNorm erases t), got {widths}")
         if size and size % 4: raise ValueError(f"size must be a multiple of 4 (it is halved twice), got {size}")
         self.size, (a, b, c) = size, widths
         def res(c_in, c_out): return Residual(c_in, c_out, d_time, act)

@@ -56,7 +56,7 @@ def tile(
     out.view(-1, h+pad, w+pad)[:n, :h, :w] = x[:, 0].detach().float().cpu()
     return out.permute(0, 2, 1, 3).reshape(rows*(h+pad), ncol*(w+pad))[:rows*(h+pad)-pad, :ncol*(w+pad)-pad]
 
-# %% ../nbs/a0_plots.ipynb #b8214ee5
+# %% ../nbs/a0_plots.ipynb #d6058b80
 def show_images(
     x:Tensor,             # images, (N, 1, H, W) or (N, H, W)
     ncol:int=8,           # images in a row
@@ -70,7 +70,7 @@ def show_images(
     if x.ndim == 3: x = x[:, None]
     img = tile(x, ncol)
     if ax is None: ax = axes(width=scale*img.shape[1]/x.shape[-1], height=scale*img.shape[0]/x.shape[-2] + (0.3 if title else 0))
-    ax.imshow(img, vmin=lo, vmax=hi)
+    ax.imshow(img.numpy(), vmin=lo, vmax=hi)
     ax.set_axis_off()
     if title: ax.set_title(title)
     return ax

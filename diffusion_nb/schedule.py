@@ -13,15 +13,15 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-# %% ../nbs/01_schedule.ipynb #76a483b2
+# %% ../nbs/01_schedule.ipynb #c3cc3c8d
 @dataclass(frozen=True, eq=False)
 class Schedule:
     "How much noise each step adds: `beta[t]` for t = 0..T, float64; all else follows from it (UDL eqs. 18.1, 18.7, 18.15)."
     beta: Tensor          # (T+1,), beta[0] = 0 so that t = 0 is clean data
-    name: str = "custom"
+    name: str = "custom"  # family, for messages and plots
 
     def __post_init__(self):
-        b = torch.as_tensor(self.beta, dtype=torch.float64)
+        b = torch.as_tensor(self.beta, dtype=torch.float64).clone()
         if b.ndim != 1 or len(b) < 2: raise ValueError(f"beta must hold beta_0..beta_T in one dimension, got shape {tuple(b.shape)}")
         if not b.isfinite().all() or (b < 0).any() or (b >= 1).any():
             raise ValueError(f"every beta_t must lie in [0, 1), got values from {b.min():.4g} to {b.max():.4g}")
@@ -72,7 +72,7 @@ def cosine(
     b = (1 - f[1:]/f[:-1]).clamp(max=beta_max)
     return Schedule(torch.cat([b.new_zeros(1), b]), "cosine")
 
-# %% ../nbs/01_schedule.ipynb #ff533269
+# %% ../nbs/01_schedule.ipynb #b275e147
 def check_t(
     t,           # time step: int, or an integer tensor (B,)
     T:int,       # last step
@@ -84,7 +84,7 @@ def check_t(
     if t.numel() and (t.min() < first or t.max() > T):
         bad = t.min() if t.min() < first else t.max()
         raise ValueError(f"t must lie in {first}..{T}, got {int(bad)}")
-    return t
+    return t.long()
 
 # %% ../nbs/01_schedule.ipynb #80157ad4
 def at(

@@ -38,6 +38,7 @@ def execute(path: Path, line) -> "NotebookNode":
         done += cell.cell_type == "code"
         line(f"cell {done}/{n}")
     client = NotebookClient(nb, timeout=None, kernel_name="python3", store_widget_state=False, coalesce_streams=True,
+                            extra_arguments=["--IPKernelApp.log_level=ERROR"],
                             resources={"metadata": {"path": str(nbio.NBS)}}, on_cell_execute=tell)
     client.execute()
     return nb
