@@ -12,7 +12,7 @@ import nbio
 
 MAX_BYTES = 2_000_000
 SILENT = {"test_eq", "test_ne", "test_close", "test_fail", "test", "test_is", "equals", "use_style", "nbdev_export", "filterwarnings",
-          "manual_seed", "set_num_threads", "append", "update", "mkdir", "write_text", "seed", "backward", "eval", "save"}
+          "manual_seed", "set_num_threads", "append", "update", "mkdir", "write_text", "seed", "backward", "eval", "save", "close"}
 
 
 def readme(index: Path) -> tuple[str, dict[str, bytes]]:
