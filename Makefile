@@ -1,6 +1,7 @@
 # Two commands do everything: `make course` and `make test`. Each sets up what it needs.
 PYTHON ?= python3
 VENV   ?= .venv
+export OMP_WAIT_POLICY = passive
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 

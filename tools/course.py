@@ -114,6 +114,7 @@ def main():
     a = p.parse_args()
 
     os.environ.setdefault("DIFFUSION_NB_RUNS", str(RUNS))
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait must not burn the core another needs
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     os.environ["PATH"] = str(Path(sys.executable).parent) + os.pathsep + os.environ["PATH"]
     OUT.mkdir(exist_ok=True)
