@@ -29,7 +29,7 @@ test: $(READY)  ## the notebooks' own tests, then pytest
 	$(BIN)/python -m pytest tests
 
 lab: $(READY)  ## open JupyterLab at the index
-	$(BIN)/jupyter lab nbs/index.ipynb
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb
 
 site: $(READY)  ## render the site into _docs (Quarto where it is on PATH, else smalldocs)
 	$(BIN)/python tools/site.py
