@@ -25,7 +25,7 @@ course: $(READY)  ## execute the chapters in order on real data, training includ
 
 test: $(READY)  ## the notebooks' own tests, then pytest
 	$(BIN)/python tools/course.py --data-only
-	$(BIN)/nbdev_test --n_workers 1 --do_print
+	DIFFUSION_NB_RUNS=$(CURDIR)/_course/test $(BIN)/nbdev_test --n_workers 1 --do_print
 	$(BIN)/python -m pytest tests
 
 lab: $(READY)  ## open JupyterLab at the index

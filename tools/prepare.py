@@ -101,12 +101,22 @@ def unfit(path: Path) -> list[str]:
     return [f"{path.name}: {s}" for s in said]
 
 
+def results_out_of_step(root: Path) -> list[str]:
+    "Chapters without measured minutes, minutes without a chapter, and minutes that the index shows otherwise."
+    rows = {r["id"]: r for r in json.loads((root/"results"/"results.json").read_text(encoding="utf-8"))}
+    have, want = {k.split("/")[1] for k in rows if k.startswith("course/")}, {"all", *(p.stem for p in nbio.chapters(root))}
+    said = [f"results.json: minutes of {n} are {'missing' if n in want else 'left over'} (tools/course.py --store)" for n in sorted(have ^ want)]
+    text = readme(root/"nbs"/"index.ipynb")[0]
+    return said + [f"index.ipynb: does not show {rows[f'course/{n}/minutes']['value']:.1f} min for {n} (tools/course.py index --force --store)" for n in sorted(have & want)
+                   if not re.search(rf"^{'together' if n == 'all' else n} +{rows[f'course/{n}/minutes']['value']:.1f} min", text, re.M)]
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--check", action="store_true", help="change nothing, only say what is wrong")
     if not p.parse_args().check: return prepare(nbio.ROOT)
-    said = out_of_step(nbio.ROOT) + [s for path in nbio.notebooks() for s in unfit(path)]
-    print("\n".join(said) or "Library, notebooks and README are in step; every cell that should show something does.")
+    said = out_of_step(nbio.ROOT) + results_out_of_step(nbio.ROOT) + [s for path in nbio.notebooks() for s in unfit(path)]
+    print("\n".join(said) or "Library, notebooks, results and README are in step; every cell that should show something does.")
     sys.exit(bool(said))
 
 
