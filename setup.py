@@ -7,7 +7,7 @@ cfg = ConfigParser(delimiters=["="])
 cfg.read("settings.ini", encoding="utf-8")
 cfg = cfg["DEFAULT"]
 status = ["1 - Planning", "2 - Pre-Alpha", "3 - Alpha", "4 - Beta", "5 - Production/Stable", "6 - Mature", "7 - Inactive"]
-extras = {k: cfg[f"{k}_requirements"].split() for k in ("notebook", "site", "test")}
+extras = {k: cfg[f"{k}_requirements"].split() for k in ("notebook", "inception", "site", "test")}
 extras["dev"] = sum(extras.values(), [])
 
 setup(

@@ -92,11 +92,12 @@ def hardware() -> str:
 
 
 def remember(times: dict[str, float]):
-    "Keep the minutes of a complete run where pages may quote them: results/results.json."
+    "Keep the minutes of chapters whose outputs were stored where pages may quote them: results/results.json."
     import platform, torch
     path = nbio.ROOT/"results"/"results.json"
     known = {r["id"]: r for r in json.loads(path.read_text(encoding="utf-8"))} if path.exists() else {}
-    for name, s in [*times.items(), ("all", sum(times.values()))]:
+    old = {p.stem: 60*known[f"course/{p.stem}/minutes"]["value"] for p in nbio.chapters() if f"course/{p.stem}/minutes" in known}
+    for name, s in [*times.items(), ("all", sum((old | times).values()))]:
         known[f"course/{name}/minutes"] = {
             "id": f"course/{name}/minutes", "metric": "minutes", "value": round(s/60, 2), "interval": None, "n": 1, "features": None,
             "command": "make course", "seed": None, "versions": {"python": platform.python_version(), "torch": torch.__version__},
@@ -129,7 +130,7 @@ def main():
         if not path.exists(): sys.exit(f"no chapter {path.name}; there are {', '.join(c.stem for c in nbio.chapters())}")
     times = {p.stem: run(p, f"{i}/{len(wanted)}", a.store, a.force) for i, p in enumerate(wanted, 1)}
     report(times)
-    if a.store and not a.chapters: remember(times)
+    if a.store: remember(times)
 
 
 if __name__ == "__main__": main()
