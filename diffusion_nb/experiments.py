@@ -125,10 +125,10 @@ def parameters(
     f = target(part, choice)
     return {p.name: p.default for p in inspect.signature(f).parameters.values() if p.kind is p.KEYWORD_ONLY or isinstance(f, type)}
 
-# %% ../nbs/07_experiments.ipynb #7176b8f2
+# %% ../nbs/07_experiments.ipynb #1383053a
 TABLE_1_1 = {"data": "mnist", "process": "ddpm", "betas": "linear", "T": 1000, "beta_1": 1e-4, "beta_T": 0.02, "rescale": False, "loss": "mse",
              "network": "cnn", "hidden": (16, 32, 32, 16), "act": "gelu",
-             "optimizer": "adam", "lr": 2e-4, "batch_size": 128, "epochs": 100, "schedule": "constant", "warmup": 0, "clip": None, "sample_every": 20}
+             "optimizer": "adam", "lr": 2e-4, "batch_size": 128, "epochs": 100, "schedule": "constant", "warmup": 0, "clip": None, "sample_every": 20, "keep_every": 1}
 
 PRESETS = {
     "report-ddpm": {"about": "the report's DDPM, Table 1.1 (hours on two CPU cores)", **TABLE_1_1},
