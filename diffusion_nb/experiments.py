@@ -6,8 +6,7 @@
 __all__ = ['PARTS', 'TABLE_1_1', 'TABLE_2_1', 'PRESETS', 'ExperimentError', 'load_images', 'gaussian', 'one_of', 'activation',
            'channels', 'cnn', 'unet', 'adam', 'target', 'parameters', 'preset', 'complete', 'Experiment',
            'changed_part', 'experiment', 'unknown', 'parse', 'differences', 'comments', 'as_text', 'table', 'build',
-           'new_network', 'start', 'read_experiment', 'without_address', 'load_run', 'run_name', 'spans', 'span_loss',
-           'held_out']
+           'new_network', 'start', 'read_experiment', 'load_run', 'run_name', 'spans', 'span_loss', 'held_out']
 
 # %% ../nbs/07_experiments.ipynb #16bebfe2
 import ast, difflib, functools, inspect, json, math, pkgutil, re
@@ -128,10 +127,10 @@ def parameters(
     f = target(part, choice)
     return {p.name: p.default for p in inspect.signature(f).parameters.values() if p.kind is p.KEYWORD_ONLY or isinstance(f, type)}
 
-# %% ../nbs/07_experiments.ipynb #16076f7d
+# %% ../nbs/07_experiments.ipynb #0b9c043e
 TABLE_1_1 = {"data": "mnist", "process": "ddpm", "betas": "linear", "T": 1000, "beta_1": 1e-4, "beta_T": 0.02, "rescale": False, "loss": "mse",
              "network": "cnn", "hidden": (16, 32, 32, 16), "act": "gelu",
-             "optimizer": "adam", "lr": 2e-4, "batch_size": 128, "epochs": 100, "schedule": "constant", "warmup": 0, "clip": None, "sample_every": 20}
+             "optimizer": "adam", "lr": 2e-4, "batch_size": 128, "epochs": 100, "schedule": "constant", "warmup": 0, "clip": None, "sample_every": 20, "keep_every": 1}
 
 TABLE_2_1 = {k: v for k, v in TABLE_1_1.items() if k not in ("betas", "T", "beta_1", "beta_T", "rescale")} | {
              "process": "cold", "kind": "average", "axis": "rows", "group": 1, "order": "random", "order_seed": 0, "epochs": 80, "sample_every": 1}
@@ -296,7 +295,7 @@ def start(
     process, net = build("process", e.values), new_network(e.values)
     return train(process, net, build("data", e.values), run=run, progress=progress, extras={"experiment": asdict(e)}, **settings, **kwargs)
 
-# %% ../nbs/07_experiments.ipynb #0b3d0190
+# %% ../nbs/07_experiments.ipynb #6213e50b
 def read_experiment(
     run,         # the run's folder
 )->Experiment:   # from its card
@@ -309,21 +308,15 @@ def read_experiment(
     plain = {k: tuple(v) if isinstance(v, list) else v for k, v in said["values"].items()}
     return Experiment(said["preset"], plain, {k: plain[k] for k in said["overrides"]})
 
-def without_address(
-    v,    # anything
-)->str:   # as it shows itself, without its place in memory
-    "The text that identifies a process in a run's card."
-    return re.sub(r" at 0x\w+", "", repr(v))
-
 def load_run(
     run,              # the run's folder
     which:str="ema",  # weights: "ema" (averaged) or "raw" (of the last step)
 )->tuple:             # experiment, process, network ready to use
     "A run's process and network, with the newest weights there are; a process that is not the one trained with is refused."
-    from diffusion_nb.training import load_weights, read_card
+    from diffusion_nb.training import load_weights, process_text, read_card
     e = read_experiment(run)
     process, then = build("process", e.values), read_card(run)["process"]
-    if (now := without_address(process)) != then: raise ExperimentError(f"the run was trained with {then}, and its description now means {now}")
+    if not (now := process_text(process)).startswith(then): raise ExperimentError(f"the run was trained with {then}, and its description now means {now}")
     return e, process, load_weights(new_network(e.values), run, one_of("weights", which, ["ema", "raw"])).eval()
 
 # %% ../nbs/07_experiments.ipynb #ad5b9b24

@@ -7,11 +7,12 @@ __all__ = ['TrainingError', 'Settings', 'make_settings', 'steps_per_epoch', 'tot
            'ema_update', 'seed_for', 'stream', 'epoch_order', 'batch_index', 'has_bf16', 'autocast', 'step_seconds',
            'choose_precision', 'write_durable', 'state_tensors', 'restore', 'save_checkpoint', 'checkpoints',
            'read_checkpoint', 'last_checkpoint', 'read_log', 'hardware', 'versions', 'share', 'GlobalDraws', 'grid_png',
-           'polite_stop', 'Trained', 'train', 'load_weights', 'read_card']
+           'polite_stop', 'Trained', 'train', 'load_weights', 'read_card', 'pretrained_folder', 'save_pretrained',
+           'read_pretrained']
 
-# %% ../nbs/05_training.ipynb #773d7400
+# %% ../nbs/05_training.ipynb #27809b4b
 import contextlib, copy, difflib, errno, functools, hashlib, inspect, io, json, math, os, platform, re, shlex, signal, sys, threading, time, warnings
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from .networks import n_params
 class TrainingError(RuntimeError):
     "Training cannot start or go on; the message says why and what to do."
 
-# %% ../nbs/05_training.ipynb #6ba7de71
+# %% ../nbs/05_training.ipynb #b9f0163a
 @dataclass(frozen=True)
 class Settings:
     "What decides the result of a run, its budget (one of epochs, steps, minutes), and how often it reports."
@@ -45,6 +46,7 @@ class Settings:
     seed:int=0               # of data order, time steps, noise, samples
     sample_every:float=0     # epochs between sample grids (0: none)
     n_samples:int=16         # images on a grid
+    keep_every:float=0       # epochs between weights that are kept for good (0: only the last ones)
     checkpoint_every:Any="2 min"  # between checkpoints: steps (a number) or minutes ("2 min")
 
 # %% ../nbs/05_training.ipynb #fec120fd
@@ -60,7 +62,7 @@ def interval(
     with contextlib.suppress(ValueError):
         if m and positive(minutes := float(m[1])): return math.inf, minutes
 
-# %% ../nbs/05_training.ipynb #4b7aef9c
+# %% ../nbs/05_training.ipynb #8ed84a20
 RULES = {
     "batch_size": (lambda v: whole(v, 1), "a whole number from 1"),
     "epochs": (lambda v: v is None or positive(v), "a number above 0"),
@@ -75,6 +77,7 @@ RULES = {
     "seed": (whole, "a whole number from 0"),
     "sample_every": (lambda v: v == 0 or positive(v), "a number from 0"),
     "n_samples": (lambda v: whole(v, 1), "a whole number from 1"),
+    "keep_every": (lambda v: v == 0 or positive(v), "a number from 0"),
     "checkpoint_every": (interval, 'a number of steps such as 500, or minutes such as "2 min"')}
 
 # %% ../nbs/05_training.ipynb #f2104209
@@ -377,7 +380,18 @@ def cut_log(run:Path, step:int)->list:
     write_durable(run/"log.jsonl", log_lines(rows).encode())
     return rows
 
-# %% ../nbs/05_training.ipynb #ec9c2bd6
+# %% ../nbs/05_training.ipynb #d7787583
+def numbers(v)->list:
+    "The tensors inside an object (fields of dataclasses, lists and dicts are looked into)."
+    if isinstance(v, Tensor): return [v]
+    inside = v.values() if isinstance(v, dict) else v if isinstance(v, (list, tuple)) else [getattr(v, f.name) for f in fields(v)] if is_dataclass(v) else ()
+    return [n for x in inside for n in numbers(x)]
+
+def process_text(process)->str:
+    "A process as text: its fields, and a checksum of the numbers (to six digits) that its text does not show."
+    found = ",".join(f"{v:.6g}" for n in numbers(process) for v in n.detach().flatten().tolist()).encode()
+    return re.sub(r" at 0x\w+", "", repr(process)) + (f", numbers {sha256(found)[:8]}" if found else "")
+
 def describe(
     process,       # what degrades
     net:nn.Module, # what restores
@@ -387,12 +401,12 @@ def describe(
     "What makes a run this run and no other."
     layout = sha256(repr([(k, tuple(v.shape)) for k, v in net.state_dict().items()]).encode())
     pixels = sha256(images.cpu().contiguous().numpy())
-    return asdict(s) | {"process": re.sub(r" at 0x\w+", "", repr(process)),
+    return asdict(s) | {"process": process_text(process),
                         "network": f"{type(net).__name__}, {n_params(net):,} parameters, layout {layout[:8]}",
                         "images": f"{' x '.join(map(str, images.shape))}, sha256 {pixels[:16]}"}
 
-# %% ../nbs/05_training.ipynb #21d4a53d
-FREE = {"sample_every", "n_samples", "checkpoint_every"}   # may change from sitting to sitting
+# %% ../nbs/05_training.ipynb #62e679ed
+FREE = {"sample_every", "n_samples", "keep_every", "checkpoint_every"}   # may change from sitting to sitting
 BUDGET = {"epochs", "steps", "minutes"}                    # may grow, unless the learning rate depends on it
 
 def same_run(
@@ -421,8 +435,8 @@ def locked(
         stack = stack.pop_all()
     with stack: yield
 
-# %% ../nbs/05_training.ipynb #dd670eb0
-OURS = r"lock|checkpoints|samples|\..*\.part|(config|card|log|ema|raw|loss)\..*"   # names in a run's folder
+# %% ../nbs/05_training.ipynb #591e49e1
+OURS = r"lock|checkpoints|samples|weights|\..*\.part|(config|card|log|ema|raw|loss)\..*"   # names in a run's folder
 
 def read_json(path:Path):
     "A JSON file's content; None where there is no such file."
@@ -440,7 +454,7 @@ def open_run(
     if not old and foreign:
         (run/"lock").unlink()
         raise TrainingError(f"{run} holds {min(foreign)} and no run. Choose a new folder")
-    for folder in (run, run/"checkpoints", run/"samples"): sweep(folder, age=0)
+    for folder in (run, run/"checkpoints", run/"samples", run/"weights"): sweep(folder, age=0)
     good = {p.stem for p in checkpoints(run/"checkpoints")}
     for p in (run/"checkpoints").glob("step-*.safetensors"):
         if p.stem not in good: p.unlink()
@@ -646,10 +660,12 @@ def grid_png(
     grid.resize((grid.width*zoom, grid.height*zoom), Image.NEAREST).save(out := io.BytesIO(), "png")
     return out.getvalue()
 
-# %% ../nbs/05_training.ipynb #590e78e2
+# %% ../nbs/05_training.ipynb #e6ffc2ff
+def epoch_name(epoch:float)->str: return "epoch-" + f"{epoch:07.2f}".rstrip("0").rstrip(".")
+
 def draw(job:Job):
     "A grid of samples, and the loss curve so far."
-    name = f"epoch-{f'{job.step/job.per_epoch:07.2f}'.rstrip('0').rstrip('.')}.png"
+    name = f"{epoch_name(job.step/job.per_epoch)}.png"
     if not job.run or (job.run/"samples"/name).exists(): return
     for state in job.process.sample(job.ema.eval(), job.s.n_samples, generator=stream(job.s.seed, "samples", device=job.acc.device)): pass
     write_durable(job.run/"samples"/name, grid_png(state.z_t))
@@ -660,16 +676,24 @@ def draw_loss(job:Job):
     from diffusion_nb.plots import plot_loss, png
     write_durable(job.run/"loss.png", png(plot_loss(job.losses, job.per_epoch)))
 
-# %% ../nbs/05_training.ipynb #20c72c08
-def sample_steps(job:Job)->int: return round(job.s.sample_every*job.per_epoch)
+# %% ../nbs/05_training.ipynb #3d332048
+def snapshot(job:Job):
+    "Both copies of the weights, under the epoch's name."
+    import safetensors.torch
+    tensors = {k: v for k, v in state_tensors(job.net, job.ema, job.opt).items() if not k.startswith("opt.")}
+    write_durable(job.run/"weights"/f"{epoch_name(job.step/job.per_epoch)}.safetensors", safetensors.torch.save(tensors, {"step": str(job.step)}))
+
+def marks(job:Job)->tuple: return tuple(round(v*job.per_epoch) for v in (job.s.sample_every, job.s.keep_every))
 
 def keep(job:Job, rows:list):
-    "On the main process: the log, then a checkpoint and samples where they are due."
+    "On the main process: the log, then a checkpoint, samples and kept weights where they are due."
     if not job.run: return
     if rows: append_log(job.run, rows)
     ended, (steps, minutes) = job.status != "unfinished", interval(job.s.checkpoint_every)
     if ended or job.step % steps == 0 or job.seconds - job.saved[1] >= 60*minutes: save(job)
-    if (k := sample_steps(job)) and job.step and (job.step % k == 0 or job.status == "finished"): draw(job)
+    grids, weights = marks(job)
+    if grids and job.step and (job.step % grids == 0 or job.status == "finished"): draw(job)
+    if weights and job.step and job.step % weights == 0: snapshot(job)
 
 # %% ../nbs/05_training.ipynb #fdf344bf
 def progress_bar(job:Job, wanted:bool):
@@ -700,7 +724,7 @@ def polite_stop():
     finally:
         for s, handler in old.items(): signal.signal(s, handler or signal.SIG_DFL)
 
-# %% ../nbs/05_training.ipynb #dcef2ab0
+# %% ../nbs/05_training.ipynb #e271a97c
 def pause(job:Job, bar, asked:list):
     "Between two stretches of steps: read the losses, agree on time and stop, log, sample and save where due, plan the next pause."
     s, acc, rows = job.s, job.acc, read_losses(job)
@@ -711,8 +735,8 @@ def pause(job:Job, bar, asked:list):
     for r in rows: acc.log({"loss": r["loss"], "lr": r["lr"]}, step=r["step"])
     show(job, bar)
     pace = on_main(acc, lambda: int(min(max(job.stepping[0]/max(job.stepping[1], 1e-9)/2, 1), 100)))
-    marks = [(job.step//k + 1)*k for k in (interval(s.checkpoint_every)[0], sample_steps(job)) if 0 < k < math.inf]
-    job.next_pause, job.resumed_at = min(job.step + pace, job.total, *marks), time.monotonic()
+    due = [(job.step//k + 1)*k for k in (interval(s.checkpoint_every)[0], *marks(job)) if 0 < k < math.inf]
+    job.next_pause, job.resumed_at = min(job.step + pace, job.total, *due), time.monotonic()
 
 # %% ../nbs/05_training.ipynb #ed6766f1
 def check_inputs(process, net, images, device):
@@ -843,17 +867,18 @@ def train(
         bar.close()
         return finish(job)
 
-# %% ../nbs/05_training.ipynb #9aecd130
+# %% ../nbs/05_training.ipynb #383e7848
 def load_weights(
     net:nn.Module,    # changed in place
     run,              # the run's folder
     which:str="ema",  # or "raw"
+    epoch:float=None, # of weights that were kept (None: the newest there are, whether the run has finished or not)
 )->nn.Module:         # `net`
-    "Put the weights of a run into a network: the newest there are, whether it has finished or not."
+    "Put the weights of a run into a network."
     import safetensors.torch
     run = Path(run)
     try:
-        found = last_checkpoint(run/"checkpoints")
+        found = last_checkpoint(run/"checkpoints") if epoch is None else (None, (run/"weights"/f"{epoch_name(epoch)}.safetensors").read_bytes())
         if found: net.load_state_dict(part(safetensors.torch.load(found[1]), which.replace("raw", "net")))
         else: net.load_state_dict(safetensors.torch.load_file(run/f"{which}.safetensors"))
     except (OSError, RuntimeError, safetensors.SafetensorError) as e:
@@ -866,3 +891,40 @@ def read_card(
     "The card of a run."
     if card := read_json(Path(run)/"card.json"): return card
     raise TrainingError(f"there is no run in {run}")
+
+# %% ../nbs/05_training.ipynb #3ca0064b
+def pretrained_folder()->Path: # where the package keeps trained networks
+    "The folder of the weights that come with the package."
+    from importlib.resources import files
+    return Path(str(files("diffusion_nb")))/"weights"
+
+def save_pretrained(
+    name:str,         # of the files, such as "digits"
+    tensors:dict,     # name = tensor
+    card:dict,        # what a reader should know of them: command, seed, minutes, data, figures
+    folder=None,      # None: the package's own
+    half:bool=False,  # store floats in half precision?
+)->Path:              # the safetensors file; the card is beside it, as JSON
+    "Store weights and their card; the card gets the file's checksum."
+    import safetensors.torch
+    folder = Path(folder or pretrained_folder())
+    kept = {k: v.detach().cpu().to(torch.float16 if half and v.is_floating_point() else v.dtype).contiguous() for k, v in tensors.items()}
+    data = safetensors.torch.save(kept)
+    write_durable(path := folder/f"{name}.safetensors", data)
+    write_durable(path.with_suffix(".json"), as_json({**card, "numbers": sum(v.numel() for v in kept.values()), "bytes": len(data), "sha256": sha256(data)}) + b"\n")
+    return path
+
+def read_pretrained(
+    name:str,    # of the files
+    folder=None, # None: the package's own
+)->tuple:        # tensors, floats in float32; and the card
+    "Weights and their card, after the checksum was compared."
+    import safetensors.torch
+    path = Path(folder or pretrained_folder())/f"{name}.safetensors"
+    if not path.is_file() or not (card := read_json(path.with_suffix(".json"))):
+        there = ", ".join(sorted(p.stem for p in path.parent.glob("*.safetensors"))) or "none"
+        raise TrainingError(f"there are no weights called {name!r}; there are {there}")
+    data = path.read_bytes()
+    if sha256(data) != card["sha256"]: raise TrainingError(f"the weights {name!r} are damaged: {len(data):,} bytes that do not match the checksum of their card. Install the package again")
+    tensors = safetensors.torch.load(data)
+    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, card
