@@ -47,14 +47,14 @@ def check_order(
         raise ValueError(f"order must be a permutation of 0..{n-1}: {', '.join(wrong[:5])}{', ...' if len(wrong) > 5 else ''} missing, repeated or foreign ({len(order)} entries)")
     return order
 
-# %% ../nbs/08_cold.ipynb #030af967
+# %% ../nbs/08_cold.ipynb #57f55ecc
 def check_square(
     x:Tensor, # images, (B, C, size, size)
     size:int, # height and width wanted
 )->Tensor:    # `x`
     "Refuse what is not a batch of square images of the right size."
     if x.ndim != 4 or x.shape[2:] != (size, size): raise ValueError(f"images must be (B, C, {size}, {size}), got {tuple(x.shape)}")
-    return check_images(x)
+    return x if x.sum().isfinite() else check_images(x)   # one sum is cheap, and not finite where a value is not
 
 def at_batch(
     v:Tensor, # one row, or one for each image
@@ -64,7 +64,7 @@ def at_batch(
     if len(v) not in (1, len(x)): raise ValueError(f"t must be one step or one for each of the {len(x)} images, got {len(v)}")
     return v
 
-# %% ../nbs/08_cold.ipynb #96b53fa0
+# %% ../nbs/08_cold.ipynb #c2a426f6
 @dataclass(frozen=True)
 class Average:
     "D(x, t): the first t lines of an order, or groups of adjacent lines, become their mean (report, section 2.1)."
@@ -97,10 +97,10 @@ class Average:
     def __call__(self, x, t):
         "The images x, (B, C, size, size), at step t, an int or (B,)."
         check_square(x, self.size)
-        v = (x if self.axis == "rows" else x.mT).unflatten(2, (self.T, self.group))   # (B, C, T, group, size)
-        m = at_batch(self.mask(torch.as_tensor(t, device=x.device)), x)[:, None, :, None, None]
-        v = torch.where(m, v.mean((3, 4), keepdim=True), v).flatten(2, 3)
-        return v if self.axis == "rows" else v.mT
+        across = 3 if self.axis == "rows" else 2
+        means, m = x.mean(across), at_batch(self.mask(torch.as_tensor(t, device=x.device)), x)[:, None].to(x.dtype)   # a number for each line
+        if self.group > 1: means, m = (v.repeat_interleave(self.group, 2) for v in (means.unflatten(2, (self.T, self.group)).mean(3), m))
+        return (x*(1 - m).unsqueeze(across)).add_((means*m).unsqueeze(across))   # exact, since m is 0 or 1, and faster than torch.where
 
 # %% ../nbs/08_cold.ipynb #3cfec967
 class Separable:
@@ -211,18 +211,20 @@ def energy_score(
     "E|X - y| - E|X - X'|/2 from two draws, on average smallest when guesses are distributed as y is: Gneiting and Raftery 2007, eq. 22."
     return (length(a - y) + length(b - y) - length(a - b))/2
 
-# %% ../nbs/08_cold.ipynb #8d19d437
+# %% ../nbs/08_cold.ipynb #b3320a58
 @dataclass
 class ColdProcess:
     "Degrade without noise, learn to restore, go back step by step."
     degradation:Callable=field(default_factory=Average) # D(x, t), with T steps
     objective:str="mse"  # of the restored image: "mse", "l1", or "energy" for a network that draws
     algorithm:int=2      # 1 or 2 of Bansal et al.
+    ahead:int=28         # lines to come that the energy score looks at
     start:Callable=field(default=None, repr=False) # (n, generator) to images, whose full degradation `sample` starts from
 
     def __post_init__(self):
         if self.objective not in ("mse", "l1", "energy"): raise ValueError(f"the loss must be mse, l1 or energy, not {self.objective!r}")
         if self.algorithm not in (1, 2): raise ValueError(f"the algorithm must be 1 or 2, not {self.algorithm!r}")
+        if type(self.ahead) is not int or self.ahead < 1: raise ValueError(f"ahead must be a whole number from 1, not {self.ahead!r}")
 
     @property
     def T(self)->int: return self.degradation.T
@@ -250,12 +252,13 @@ class ColdProcess:
         return (F.mse_loss if self.objective == "mse" else F.l1_loss)(self.predict(net, z_t, t), x)
 
     def energy(self, net, x, t, z_t, generator=None):
-        "The energy score of what D took away: of each line by itself where D averages lines, else of the image."
+        "The energy score of what D took away: of the image, or line by line where D averages lines."
         noise = torch.cat([noise_like(x, generator=generator) for _ in range(2)])
         a, b = self.predict(net, z_t.repeat(2, 1, 1, 1), t.repeat(2), noise).chunk(2)
-        parts = getattr(self.degradation, "lines", lambda v: v.flatten(1)[:, None])
-        e = energy_score(*(parts(v - self.degradation(v, t)) for v in (a, b, x)))
-        return (e.sum(1)/t.clamp(max=e.shape[1])).mean()
+        D = self.degradation
+        if not isinstance(D, Average): return energy_score(*((v - D(v, t)).flatten(1) for v in (a, b, x))).mean()
+        e, due = energy_score(*(D.lines(v - D(v, t)) for v in (a, b, x))), D.mask(t) & ~D.mask((t - self.ahead).clamp(min=0))
+        return ((e*due).sum(1)/due.sum(1)).mean()
 
     @torch.no_grad()
     def sample(self, net, n:int=16, z_T=None, generator=None)->Iterator[State]:
@@ -351,7 +354,7 @@ def degradation(
     if isinstance(order, str): order = line_order(order, 28//group if type(group) is int and group > 0 else 28, order_seed)
     return Average(axis, group, order)
 
-# %% ../nbs/08_cold.ipynb #17a2fcd2
+# %% ../nbs/08_cold.ipynb #278006ae
 STARTS = ("mnist", "fashion_mnist", "mnist_small")
 
 def cold(
@@ -364,14 +367,15 @@ def cold(
     T=None,          # steps of a blur or a mask (none: 20)
     loss="mse",      # mse, l1, or energy for a network that draws
     algorithm=2,     # 1 or 2 of Bansal et al.
+    ahead=28,        # lines to come that the energy score looks at
     start="mnist",   # where sampling starts: test images of a data set, degraded, or prior for a learned one
 ):                   # a `ColdProcess`
     "The cold diffusion of chapter 08."
     if start != "prior" and start not in STARTS: raise ValueError(f"start must be prior or one of {', '.join(STARTS)}, not {start!r}")
     D = degradation(kind, axis, group, order, order_seed, T)
-    if start != "prior": return ColdProcess(D, loss, algorithm, some_images(start))
+    if start != "prior": return ColdProcess(D, loss, algorithm, ahead, some_images(start))
     import pkgutil
-    return ColdProcess(D, loss, algorithm, pkgutil.resolve_name("diffusion_nb.prior:start")(D))
+    return ColdProcess(D, loss, algorithm, ahead, pkgutil.resolve_name("diffusion_nb.prior:start")(D))
 
 def noisy_unet(
     *,
