@@ -211,7 +211,7 @@ def energy_score(
     "E|X - y| - E|X - X'|/2 from two draws, on average smallest when guesses are distributed as y is: Gneiting and Raftery 2007, eq. 22."
     return (length(a - y) + length(b - y) - length(a - b))/2
 
-# %% ../nbs/08_cold.ipynb #b3320a58
+# %% ../nbs/08_cold.ipynb #54f6433c
 @dataclass
 class ColdProcess:
     "Degrade without noise, learn to restore, go back step by step."
@@ -219,12 +219,14 @@ class ColdProcess:
     objective:str="mse"  # of the restored image: "mse", "l1", or "energy" for a network that draws
     algorithm:int=2      # 1 or 2 of Bansal et al.
     ahead:int=28         # lines to come that the energy score looks at
+    warm:float=0.        # standard deviation of noise added to what the network sees
     start:Callable=field(default=None, repr=False) # (n, generator) to images, whose full degradation `sample` starts from
 
     def __post_init__(self):
         if self.objective not in ("mse", "l1", "energy"): raise ValueError(f"the loss must be mse, l1 or energy, not {self.objective!r}")
         if self.algorithm not in (1, 2): raise ValueError(f"the algorithm must be 1 or 2, not {self.algorithm!r}")
         if type(self.ahead) is not int or self.ahead < 1: raise ValueError(f"ahead must be a whole number from 1, not {self.ahead!r}")
+        if not self.warm >= 0: raise ValueError(f"warm must be a number from 0, not {self.warm!r}")
 
     @property
     def T(self)->int: return self.degradation.T
@@ -240,7 +242,8 @@ class ColdProcess:
         "R(z_t, t), t = 1..T: the network sees t/T in (0, 1], and noise if it draws."
         t = check_t(t, self.T).to(z_t.device)
         noise = [noise_like(z_t, noise, generator)] if self.draws else []
-        x_hat = net(z_t, (t/self.T).to(z_t.dtype).expand(len(z_t)), *noise)
+        seen = z_t + self.warm*noise_like(z_t, generator=generator) if self.warm else z_t
+        x_hat = net(seen, (t/self.T).to(z_t.dtype).expand(len(z_t)), *noise)
         if x_hat.shape != z_t.shape: raise ValueError(f"the network turned shape {tuple(z_t.shape)} into {tuple(x_hat.shape)}; it must keep it")
         return x_hat.to(z_t.dtype)
 
@@ -249,7 +252,7 @@ class ColdProcess:
         if t is None: t = torch.randint(1, self.T + 1, (len(x),), generator=generator, device=generator.device if generator else x.device).to(x.device)
         z_t = self.degradation(x, t)
         if self.draws: return self.energy(net, x, t, z_t, generator)
-        return (F.mse_loss if self.objective == "mse" else F.l1_loss)(self.predict(net, z_t, t), x)
+        return (F.mse_loss if self.objective == "mse" else F.l1_loss)(self.predict(net, z_t, t, generator=generator), x)
 
     def energy(self, net, x, t, z_t, generator=None):
         "The energy score of what D took away: of the image, or line by line where D averages lines."
@@ -354,7 +357,7 @@ def degradation(
     if isinstance(order, str): order = line_order(order, 28//group if type(group) is int and group > 0 else 28, order_seed)
     return Average(axis, group, order)
 
-# %% ../nbs/08_cold.ipynb #278006ae
+# %% ../nbs/08_cold.ipynb #812b1c7c
 STARTS = ("mnist", "fashion_mnist", "mnist_small")
 
 def cold(
@@ -368,14 +371,15 @@ def cold(
     loss="mse",      # mse, l1, or energy for a network that draws
     algorithm=2,     # 1 or 2 of Bansal et al.
     ahead=28,        # lines to come that the energy score looks at
+    warm=0.,         # standard deviation of noise added to what the network sees
     start="mnist",   # where sampling starts: test images of a data set, degraded, or prior for a learned one
 ):                   # a `ColdProcess`
     "The cold diffusion of chapter 08."
     if start != "prior" and start not in STARTS: raise ValueError(f"start must be prior or one of {', '.join(STARTS)}, not {start!r}")
     D = degradation(kind, axis, group, order, order_seed, T)
-    if start != "prior": return ColdProcess(D, loss, algorithm, ahead, some_images(start))
+    if start != "prior": return ColdProcess(D, loss, algorithm, ahead, warm, some_images(start))
     import pkgutil
-    return ColdProcess(D, loss, algorithm, ahead, pkgutil.resolve_name("diffusion_nb.prior:start")(D))
+    return ColdProcess(D, loss, algorithm, ahead, warm, pkgutil.resolve_name("diffusion_nb.prior:start")(D))
 
 def noisy_unet(
     *,

@@ -127,7 +127,7 @@ def parameters(
     f = target(part, choice)
     return {p.name: p.default for p in inspect.signature(f).parameters.values() if p.kind is p.KEYWORD_ONLY or isinstance(f, type)}
 
-# %% ../nbs/07_experiments.ipynb #0a58aa90
+# %% ../nbs/07_experiments.ipynb #d0b8dc3c
 TABLE_1_1 = {"data": "mnist", "process": "ddpm", "betas": "linear", "T": 1000, "beta_1": 1e-4, "beta_T": 0.02, "rescale": False, "loss": "mse",
              "network": "cnn", "hidden": (16, 32, 32, 16), "act": "gelu",
              "optimizer": "adam", "lr": 2e-4, "batch_size": 128, "epochs": 100, "schedule": "constant", "warmup": 0, "clip": None, "sample_every": 20, "keep_every": 1}
@@ -136,7 +136,8 @@ TABLE_2_1 = {k: v for k, v in TABLE_1_1.items() if k not in ("betas", "T", "beta
              "process": "cold", "kind": "average", "axis": "rows", "group": 1, "order": "random", "order_seed": 0, "epochs": 80, "sample_every": 1}
 
 DRAWS = {"data": "mnist", "process": "cold", "loss": "energy", "network": "noisy-unet", "optimizer": "adam",
-         "lr": 2e-3, "schedule": "cosine", "warmup": 200, "batch_size": 64, "steps": 4000}
+         "order": "outside-in", "ahead": 4,
+         "lr": 2e-3, "schedule": "cosine", "warmup": 200, "batch_size": 64, "steps": 3000, "keep_every": 0.5}
 
 PRESETS = {
     "report-ddpm": {"about": "the report's DDPM, Table 1.1 (hours on two CPU cores)", **TABLE_1_1},
