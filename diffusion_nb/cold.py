@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STARTS', 'line_order', 'check_order', 'check_square', 'at_batch', 'Average', 'Separable', 'Blur', 'Pixelate', 'Mask',
-           'algorithm_1', 'algorithm_2', 'length', 'energy_score', 'ColdProcess', 'NoisyUNet', 'ship', 'pretrained',
-           'some_images', 'degradation', 'cold', 'noisy_unet']
+           'algorithm_1', 'algorithm_2', 'length', 'energy_score', 'ColdProcess', 'ship', 'pretrained', 'places',
+           'NoisyUNet', 'LineWriter', 'some_images', 'degradation', 'cold', 'noisy_unet', 'line_writer']
 
 # %% ../nbs/08_cold.ipynb #573dc259
 from dataclasses import dataclass, field
@@ -211,19 +211,19 @@ def energy_score(
     "E|X - y| - E|X - X'|/2 from two draws, on average smallest when guesses are distributed as y is: Gneiting and Raftery 2007, eq. 22."
     return (length(a - y) + length(b - y) - length(a - b))/2
 
-# %% ../nbs/08_cold.ipynb #54f6433c
+# %% ../nbs/08_cold.ipynb #f2c13eb0
 @dataclass
 class ColdProcess:
     "Degrade without noise, learn to restore, go back step by step."
     degradation:Callable=field(default_factory=Average) # D(x, t), with T steps
-    objective:str="mse"  # of the restored image: "mse", "l1", or "energy" for a network that draws
+    objective:str="mse"  # "mse" or "l1" of the restored image; "energy" or "likelihood" for a network that draws
     algorithm:int=2      # 1 or 2 of Bansal et al.
-    ahead:int=28         # lines to come that the energy score looks at
+    ahead:int=28         # lines to come that energy and likelihood look at
     warm:float=0.        # standard deviation of noise added to what the network sees
     start:Callable=field(default=None, repr=False) # (n, generator) to images, whose full degradation `sample` starts from
 
     def __post_init__(self):
-        if self.objective not in ("mse", "l1", "energy"): raise ValueError(f"the loss must be mse, l1 or energy, not {self.objective!r}")
+        if self.objective not in ("mse", "l1", "energy", "likelihood"): raise ValueError(f"the loss must be mse, l1, energy or likelihood, not {self.objective!r}")
         if self.algorithm not in (1, 2): raise ValueError(f"the algorithm must be 1 or 2, not {self.algorithm!r}")
         if type(self.ahead) is not int or self.ahead < 1: raise ValueError(f"ahead must be a whole number from 1, not {self.ahead!r}")
         if not self.warm >= 0: raise ValueError(f"warm must be a number from 0, not {self.warm!r}")
@@ -236,14 +236,14 @@ class ColdProcess:
         return self.degradation(x, t)
 
     @property
-    def draws(self)->bool: return self.objective == "energy"
+    def draws(self)->bool: return self.objective in ("energy", "likelihood")
 
-    def predict(self, net, z_t, t, noise=None, generator=None):
+    def predict(self, net, z_t, t, noise=None, generator=None, due=None):
         "R(z_t, t), t = 1..T: the network sees t/T in (0, 1], and noise if it draws."
         t = check_t(t, self.T).to(z_t.device)
         noise = [noise_like(z_t, noise, generator)] if self.draws else []
         seen = z_t + self.warm*noise_like(z_t, generator=generator) if self.warm else z_t
-        x_hat = net(seen, (t/self.T).to(z_t.dtype).expand(len(z_t)), *noise)
+        x_hat = net(seen, (t/self.T).to(z_t.dtype).expand(len(z_t)), *noise, **({} if due is None else {"due": due.expand(len(z_t), -1)}))
         if x_hat.shape != z_t.shape: raise ValueError(f"the network turned shape {tuple(z_t.shape)} into {tuple(x_hat.shape)}; it must keep it")
         return x_hat.to(z_t.dtype)
 
@@ -251,7 +251,8 @@ class ColdProcess:
         "How far restored images are from x, at t drawn from 1..T unless given."
         if t is None: t = torch.randint(1, self.T + 1, (len(x),), generator=generator, device=generator.device if generator else x.device).to(x.device)
         z_t = self.degradation(x, t)
-        if self.draws: return self.energy(net, x, t, z_t, generator)
+        if self.objective == "energy": return self.energy(net, x, t, z_t, generator)
+        if self.objective == "likelihood": return self.likelihood(net, x, t, z_t)
         return (F.mse_loss if self.objective == "mse" else F.l1_loss)(self.predict(net, z_t, t, generator=generator), x)
 
     def energy(self, net, x, t, z_t, generator=None):
@@ -260,8 +261,19 @@ class ColdProcess:
         a, b = self.predict(net, z_t.repeat(2, 1, 1, 1), t.repeat(2), noise).chunk(2)
         D = self.degradation
         if not isinstance(D, Average): return energy_score(*((v - D(v, t)).flatten(1) for v in (a, b, x))).mean()
-        e, due = energy_score(*(D.lines(v - D(v, t)) for v in (a, b, x))), D.mask(t) & ~D.mask((t - self.ahead).clamp(min=0))
+        e, due = energy_score(*(D.lines(v - D(v, t)) for v in (a, b, x))), self.due(t)
         return ((e*due).sum(1)/due.sum(1)).mean()
+
+    def likelihood(self, net, x, t, z_t):
+        "Minus the log probability of a pixel, mean over the lines that D took away."
+        if not isinstance(self.degradation, Average): raise ValueError("the likelihood is one of lines; the degradation must average lines")
+        due = self.due(t)
+        nats = net(z_t, (t/self.T).to(z_t.dtype), x=x, due=due)
+        return (nats/due.sum(1).repeat_interleave(due.sum(1))).sum()/len(x)
+
+    def due(self, t):
+        "Which lines are still averaged at t, and among the next `ahead` to be restored: (B, T)."
+        return self.degradation.mask(t) & ~self.degradation.mask((t - self.ahead).clamp(min=0))
 
     @torch.no_grad()
     def sample(self, net, n:int=16, z_T=None, generator=None)->Iterator[State]:
@@ -270,32 +282,11 @@ class ColdProcess:
             if self.start is None: raise ValueError("sampling starts from degraded images: give z_T, or a process with a `start`")
             z_T = self.degradation(self.start(n, generator), self.T)
         p = next(net.parameters(), z_T) if hasattr(net, "parameters") else z_T
-        steps = algorithm_1 if self.algorithm == 1 else algorithm_2
-        yield from steps(lambda z, s: self.predict(net, z, s, generator=generator), self.degradation, check_images(z_T, "z_T").to(p.device))
+        steps, mask = algorithm_1 if self.algorithm == 1 else algorithm_2, getattr(self.degradation, "mask", None)
+        def next_line(s): return (mask(s) & ~mask(s - 1)).to(p.device) if self.objective == "likelihood" else None   # no other is used
+        yield from steps(lambda z, s: self.predict(net, z, s, generator=generator, due=next_line(s)), self.degradation, check_images(z_T, "z_T").to(p.device))
 
-# %% ../nbs/08_cold.ipynb #772df01d
-class NoisyUNet(UNet):
-    "A `UNet` that draws: beside z_t (B, 1, H, W) and t/T (B,) it sees noise like z_t, and where each pixel is."
-    def __init__(self,
-        widths=(16, 32, 64), # channels at full, half and quarter size, multiples of 8 from 16
-        n_freq:int=16,       # frequencies of the time encoding
-        d_time:int=64,       # width of the time embedding
-    ):
-        super().__init__(widths, n_freq=n_freq, d_time=d_time)
-        self.stem = nn.Conv2d(4, widths[0], 3, padding=1)
-
-    def forward(self, z_t, u, noise):
-        check_input(z_t, u, self.stem.weight, self.size, multiple=4)
-        B, _, H, W = z_t.shape
-        where = torch.meshgrid(torch.linspace(-1, 1, H, device=z_t.device), torch.linspace(-1, 1, W, device=z_t.device), indexing="ij")
-        e, x = self.time(u), torch.cat([z_t, noise, torch.stack(where).to(z_t).expand(B, 2, H, W)], 1)
-        h1 = self.down1(self.stem(x), e)
-        h2 = self.down2(self.shrink1(h1), e)
-        h = self.mid2(self.mid1(self.shrink2(h2), e), e)
-        h = self.up2(torch.cat([self.grow2(h), h2], 1), e)
-        return self.out(self.up1(torch.cat([self.grow1(h), h1], 1), e))
-
-# %% ../nbs/08_cold.ipynb #c818796f
+# %% ../nbs/08_cold.ipynb #f8853546
 def ship(
     run,              # folder of a run
     name:str,         # of the files, such as "cold-rows"
@@ -304,11 +295,13 @@ def ship(
 ):                    # the safetensors file
     "Store a run's averaged weights in half precision, with a card that says how to make them again."
     from diffusion_nb.experiments import new_network, read_experiment
-    from diffusion_nb.training import load_weights, read_card, save_pretrained
+    from diffusion_nb.training import load_weights, read_card, read_log, save_pretrained
     net, card = load_weights(new_network(read_experiment(run).values), run, epoch=epoch), read_card(run)
     keep = ("experiment", "process", "network", "images", "step", "epoch", "minutes", "loss", "precision", "seed", "command", "hardware", "versions", "status")
     more = {} if epoch is None else {"epoch": epoch, "step": None, "note": "weights kept on the way; minutes, loss and status are those of the run at the time of shipping"}
-    return save_pretrained(name, net.state_dict(), {k: card.get(k) for k in keep} | more, folder, half=True)
+    losses = [r["loss"] for r in read_log(run)][:None if epoch is None else round(epoch*card["step"]/card["epoch"])]
+    curve = [float(f"{sum(c)/len(c):.4g}") for c in (losses[len(losses)*i//100:len(losses)*(i + 1)//100] for i in range(100)) if c]   # means of a hundredth each
+    return save_pretrained(name, net.state_dict(), {k: card.get(k) for k in keep} | {"curve": curve} | more, folder, half=True)
 
 # %% ../nbs/08_cold.ipynb #3fbb4aae
 def pretrained(
@@ -326,6 +319,88 @@ def pretrained(
     if process is not None and repr(process.degradation) != repr(own.degradation): raise ValueError(f"{name} was trained with {own.degradation} and cannot restore {process.degradation}")
     net.load_state_dict(tensors)
     return process or own, net.eval(), card
+
+# %% ../nbs/08_cold.ipynb #93b548e6
+def places(
+    z:Tensor, # images, (B, C, H, W)
+)->Tensor:    # (B, 2, H, W)
+    "Row and column of each pixel, from -1 to 1, as two more channels."
+    grid = torch.meshgrid(*(torch.linspace(-1, 1, n, dtype=z.dtype, device=z.device) for n in z.shape[2:]), indexing="ij")
+    return torch.stack(grid).expand(len(z), -1, -1, -1)
+
+class NoisyUNet(UNet):
+    "A `UNet` that draws: beside z_t (B, 1, H, W) and t/T (B,) it sees noise like z_t, and where each pixel is."
+    def __init__(self,
+        widths=(16, 32, 64), # channels at full, half and quarter size, multiples of 8 from 16
+        n_freq:int=16,       # frequencies of the time encoding
+        d_time:int=64,       # width of the time embedding
+    ):
+        super().__init__(widths, n_freq=n_freq, d_time=d_time)
+        self.stem = nn.Conv2d(4, widths[0], 3, padding=1)
+
+    def forward(self, z_t, u, noise):
+        check_input(z_t, u, self.stem.weight, self.size, multiple=4)
+        e, x = self.time(u), torch.cat([z_t, noise, places(z_t)], 1)
+        h1 = self.down1(self.stem(x), e)
+        h2 = self.down2(self.shrink1(h1), e)
+        h = self.mid2(self.mid1(self.shrink2(h2), e), e)
+        h = self.up2(torch.cat([self.grow2(h), h2], 1), e)
+        return self.out(self.up1(torch.cat([self.grow1(h), h1], 1), e))
+
+# %% ../nbs/08_cold.ipynb #03692867
+class LineWriter(UNet):
+    "Draws each line pixel by pixel: a U-Net reads z_t (B, 1, 28, 28) and t/T (B,), a recurrent network writes, knowing how much ink is left."
+    def __init__(self,
+        writes:str="rows",   # or "columns"
+        widths=(16, 32, 64), # channels at full, half and quarter size, multiples of 8 from 16
+        levels:int=16,       # shades of grey
+        hidden:int=48,       # width of the recurrent network
+        n_freq:int=16,       # frequencies of the time encoding
+        d_time:int=64,       # width of the time embedding
+    ):
+        super().__init__(widths, n_freq=n_freq, d_time=d_time)
+        if writes not in ("rows", "columns"): raise ValueError(f'a writer writes "rows" or "columns", not {writes!r}')
+        self.writes, self.levels, features = writes, levels, 24
+        self.stem, self.out[-1] = nn.Conv2d(3, widths[0], 3, padding=1), nn.Conv2d(widths[0], features, 3, padding=1)
+        self.pen, self.shade = nn.GRU(features + 2, hidden, batch_first=True), nn.Linear(hidden, levels)
+
+    def lines(self, v): return v[:, 0] if self.writes == "rows" else v[:, 0].mT   # (B, line, pixel)
+
+    def read(self, z_t, u):
+        "Features for each pixel of each line, (B, line, pixel, 24)."
+        check_input(z_t, u, self.stem.weight, self.size, multiple=4)
+        e, x = self.time(u), torch.cat([z_t, places(z_t)], 1)
+        h1 = self.down1(self.stem(x), e)
+        h2 = self.down2(self.shrink1(h1), e)
+        h = self.mid2(self.mid1(self.shrink2(h2), e), e)
+        h = self.up2(torch.cat([self.grow2(h), h2], 1), e)
+        h = self.out(self.up1(torch.cat([self.grow1(h), h1], 1), e)).to(z_t.dtype)
+        return h.permute(0, 2, 3, 1) if self.writes == "rows" else h.permute(0, 3, 2, 1)
+
+    def score(self, h, ink, left):
+        "Minus the log probability of each line's shades, mean over its pixels: (lines,)."
+        before = F.pad(ink, (1, 0))[:, :-1]
+        logits = self.shade(self.pen(torch.cat([h, before[..., None], (left - before.cumsum(1))[..., None]], 2))[0]).to(h.dtype)
+        return F.cross_entropy(logits.mT, (ink*(self.levels - 1)).round().long(), reduction="none").mean(1)
+
+    def write(self, h, left, chance):
+        "Draw each line from left to right (or top to bottom); `chance` decides, uniform in [0, 1]."
+        ink, state, out = torch.zeros_like(left), None, []
+        for j in range(h.shape[1]):
+            o, state = self.pen(torch.cat([h[:, j], ink, left], 1)[:, None], state)
+            p = self.shade(o[:, 0]).to(h.dtype).softmax(1).cumsum(1)
+            ink = (chance[:, j, None] > p).sum(1, keepdim=True).clamp(max=self.levels - 1).to(h.dtype)/(self.levels - 1)
+            left = left - ink
+            out.append(ink)
+        return torch.cat(out, 1)
+
+    def forward(self, z_t, u, noise=None, x=None, due=None):
+        h, m = self.read(z_t, u), (self.lines(z_t) - LO).sum(2, keepdim=True)
+        if x is not None: return self.score(h[due], self.lines(x)[due] - LO, m[due])
+        v, chance = self.lines(z_t).clone(), torch.special.ndtr(self.lines(noise))
+        due = torch.ones_like(v[:, :, 0], dtype=torch.bool) if due is None else due
+        v[due] = self.write(h[due], m[due], chance[due]) + LO
+        return v[:, None] if self.writes == "rows" else v[:, None].mT
 
 # %% ../nbs/08_cold.ipynb #3b12a579
 def some_images(
@@ -357,7 +432,7 @@ def degradation(
     if isinstance(order, str): order = line_order(order, 28//group if type(group) is int and group > 0 else 28, order_seed)
     return Average(axis, group, order)
 
-# %% ../nbs/08_cold.ipynb #812b1c7c
+# %% ../nbs/08_cold.ipynb #3723d075
 STARTS = ("mnist", "fashion_mnist", "mnist_small")
 
 def cold(
@@ -368,9 +443,9 @@ def cold(
     order="random",  # of the lines: random, outside-in, inside-out, or a permutation such as 2,0,1,...
     order_seed=0,    # of the random order
     T=None,          # steps of a blur or a mask (none: 20)
-    loss="mse",      # mse, l1, or energy for a network that draws
+    loss="mse",      # mse, l1; energy or likelihood for networks that draw
     algorithm=2,     # 1 or 2 of Bansal et al.
-    ahead=28,        # lines to come that the energy score looks at
+    ahead=28,        # lines to come that energy and likelihood look at
     warm=0.,         # standard deviation of noise added to what the network sees
     start="mnist",   # where sampling starts: test images of a data set, degraded, or prior for a learned one
 ):                   # a `ColdProcess`
@@ -389,3 +464,15 @@ def noisy_unet(
 ):                       # a `NoisyUNet`
     "Residual blocks at three sizes, with noise as a second input."
     return NoisyUNet(tuple(widths) if isinstance(widths, (tuple, list)) else (widths,), n_freq, d_time)
+
+def line_writer(
+    *,
+    writes="rows",       # lines that it writes: rows or columns
+    widths=(16, 32, 64), # channels at full, half and quarter size, multiples of 8
+    levels=16,           # shades of grey
+    pen=48,              # width of the recurrent network
+    n_freq=16,           # frequencies of the time encoding
+    d_time=64,           # width of the time embedding
+):                       # a `LineWriter`
+    "A U-Net that reads and a recurrent network that writes lines pixel by pixel."
+    return LineWriter(writes, tuple(widths) if isinstance(widths, (tuple, list)) else (widths,), levels, pen, n_freq, d_time)

@@ -189,6 +189,42 @@ def test_every_degradation_trains_and_samples(D):
         states = list(p.sample(net, z_T=p.degrade(some(2), p.T), generator=gen()))
         assert [s.t for s in states] == list(range(p.T - 1, -1, -1)) and states[-1].z_t.shape == (2, 1, 28, 28)
 
+def tiny_writer(writes="rows", levels=2):
+    net = c.LineWriter(writes, levels=levels)
+    with torch.no_grad():
+        for p in net.parameters(): p.add_(.3*torch.randn(p.shape, generator=gen(p.numel())))
+    return net
+
+@torch.no_grad()
+def test_a_writer_draws_what_it_scores():
+    "All 16 lines of four pixels: the probabilities add up to 1, and the frequencies follow them."
+    net, z = tiny_writer(), torch.full((1, 1, 4, 4), -.2)
+    lines = torch.tensor([[i >> k & 1 for k in (3, 2, 1, 0)] for i in range(16)]).float()
+    h, left = net.read(z, torch.ones(1))[0, :1], torch.tensor([[1.2]])
+    p = (-4*net.score(h.expand(16, -1, -1), lines, left.expand(16, 1))).exp()
+    drawn = net.write(h.expand(40_000, -1, -1), left.expand(40_000, 1), torch.rand(40_000, 4, generator=gen(1)))
+    count = (drawn*torch.tensor([8, 4, 2, 1])).sum(1).long().bincount(minlength=16)/40_000
+    assert abs(p.sum().item() - 1) < 1e-5 and (count - p).abs().max() < .015
+
+@torch.no_grad()
+@pytest.mark.parametrize("writes", ["rows", "columns"])
+def test_a_writer_scores_only_what_is_due_and_writes_only_that(writes):
+    net, D, x = tiny_writer(writes, 16), c.Average(writes), some()
+    t = torch.tensor([1, 9, 20, 28])
+    p = c.ColdProcess(D, "likelihood", ahead=3)
+    nats = net(D(x, t), t/28, x=x, due=p.due(t))
+    assert len(nats) == 1 + 3 + 3 + 3
+    torch.testing.assert_close(p.loss(net, x, t), (nats[0] + nats[1:4].mean() + nats[4:7].mean() + nats[7:].mean())/4)
+    z = D(x, 20)
+    a = p.predict(net, z, 20, generator=gen(1), due=D.mask(20) & ~D.mask(19))
+    j = D.order[19]
+    changed = (D.lines(a) - D.lines(z)).abs().amax((0, 2)) > 1e-6
+    assert changed.nonzero().flatten().tolist() == [j] and (a >= LO).all() and (a <= .5).all()
+
+def test_a_writer_needs_averages_and_its_own_axis():
+    with pytest.raises(ValueError, match="must average lines"): c.ColdProcess(c.Blur(), "likelihood").loss(c.LineWriter(), some())
+    with pytest.raises(ValueError, match='"rows" or "columns"'): c.LineWriter("diagonals")
+
 def test_draws_follow_the_generator():
     p, net = c.ColdProcess(objective="energy"), c.NoisyUNet()
     z = p.degrade(some(2), 28)
@@ -232,7 +268,7 @@ def test_train_sample_evaluate(tiny, tmp_path):
     assert r["ranges"][-1]["t"][1] == 7 and 0 < r["loss"] < 1
 
 def test_a_run_goes_on_exactly(tmp_path):
-    args = ["train", "cold-rows", *SMALL, "--set", "widths=16,16,16", "--set", "schedule=constant"]
+    args = ["train", "cold-rows", *SMALL, "--set", "widths=16,16,16", "--set", "schedule=constant", "--set", "keep_every=0"]
     run(*args, "--steps", 4, "--run", tmp_path/"a")
     run(*args, "--steps", 2, "--run", tmp_path/"b"), run(*args, "--steps", 4, "--run", tmp_path/"b")
     assert (tmp_path/"a"/"ema.safetensors").read_bytes() == (tmp_path/"b"/"ema.safetensors").read_bytes()
@@ -270,13 +306,13 @@ def test_shipped_weights_have_their_cards():
     (lambda: c.Average(order=[*range(27), 0.5]), "permutation"), (lambda: c.Average(group=5), "do not divide 28 rows"), (lambda: c.Average(group=0), "do not divide"), (lambda: c.Average(group=2.), "do not divide"),
     (lambda: c.Average("diagonals"), '"rows" or "columns"'), (lambda: c.Average(size=30)(some(), 1), r"\(B, C, 30, 30\), got \(4, 1, 28, 28\)"), (lambda: c.Average()(some()[0], 1), "must be"),
     (lambda: c.Average()(some()*math.nan, 1), "NaN or infinite"), (lambda: c.line_order("sideways"), "random, outside-in, inside-out"), (lambda: c.Pixelate((3,)), "divide"), (lambda: c.Pixelate(()), "divide"),
-    (lambda: c.Blur(0), "T from 1"), (lambda: c.Mask(3, -1.), "width above 0"), (lambda: c.ColdProcess(objective="mae"), "mse, l1 or energy"), (lambda: c.ColdProcess(algorithm=3), "1 or 2"),
+    (lambda: c.Blur(0), "T from 1"), (lambda: c.Mask(3, -1.), "width above 0"), (lambda: c.ColdProcess(objective="mae"), "mse, l1, energy or likelihood"), (lambda: c.ColdProcess(algorithm=3), "1 or 2"),
     (lambda: c.ColdProcess(ahead=0), "whole number from 1"), (lambda: c.ColdProcess().loss(lambda z, u: z[:, :, 1:], some()), "must keep it"), (lambda: next(c.ColdProcess().sample(lambda z, u: z)), "starts from degraded images"),
     (lambda: c.ColdProcess().predict(lambda z, u: z, some(), 0), "1..28, got 0"), (lambda: c.cold(T=500), "T cannot be chosen"), (lambda: c.cold(kind="noise"), "kind must be one of"), (lambda: c.cold(start="imagenet"), "start must be")])
 def test_bad_input(f, says):
     with pytest.raises((ValueError, TypeError), match=says): f()
 
-@pytest.mark.parametrize("change, says", [("group=5", "groups of 5 do not divide 28"), ("order=0,1,2", "permutation of 0..27"), ("order=outside", "must be random, outside-in"), ("loss=mae", "mse, l1 or energy"), ("axis=diagonals", "rows"), ("betas=linear", "process=ddpm"), ("T=9", "T cannot be chosen")])
+@pytest.mark.parametrize("change, says", [("group=5", "groups of 5 do not divide 28"), ("order=0,1,2", "permutation of 0..27"), ("order=outside", "must be random, outside-in"), ("loss=mae", "mse, l1, energy or likelihood"), ("axis=diagonals", "rows"), ("betas=linear", "process=ddpm"), ("T=9", "T cannot be chosen")])
 def test_bad_settings_on_the_command_line(change, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert says in " ".join(run("train", "report-cold-rows", "--set", change, code=2).split()) and not list(tmp_path.iterdir())

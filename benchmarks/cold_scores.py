@@ -1,0 +1,80 @@
+"""Scores of the cold models with the shipped weights, for chapters 09 and 10: 2,000 images each, digit features, beside the floor.
+
+    python benchmarks/cold_scores.py                       everything (about half an hour on one core), printed
+    python benchmarks/cold_scores.py cold-rows prior-rows  only these
+    python benchmarks/cold_scores.py --record              also written to results/results.json
+"""
+import argparse, sys, time
+from dataclasses import replace
+
+import torch
+
+from diffusion_nb.cold import ColdProcess, pretrained
+from diffusion_nb.data import mnist, to_unit
+from diffusion_nb.ddpm import last
+from diffusion_nb.metrics import extract, floor, real, record, results_file, score
+from diffusion_nb.prior import fit_prior, from_means, line_means
+from diffusion_nb.training import autocast, has_bf16, pretrained_folder
+
+KEPT = {"FID": "fid", "IS": "is", "confident": "confident"}
+PRECISION = "bf16" if has_bf16(torch.device("cpu")) else "fp32"
+COMMAND = "python benchmarks/cold_scores.py --record"
+
+
+def restored(process, net, z_T):
+    "Algorithm 1 or 2 as the process says, in batches, each with its own seed."
+    with torch.no_grad(), autocast(z_T.device, PRECISION):
+        return torch.cat([last(process.sample(net, z_T=z, generator=torch.Generator().manual_seed(i))).z_t for i, z in enumerate(z_T.split(250))])
+
+
+def conditional(name, n):
+    "Direct prediction and both algorithms from test images, fully degraded; the second one alone for a model that is not the chapter's first."
+    process, net, card = pretrained(name)
+    z_T = process.degrade(to_unit(mnist("test").images[:n]), process.T)
+    if process.objective != "energy":
+        with torch.no_grad(): yield f"conditional/{name}/direct", torch.cat([process.predict(net, z, process.T, generator=torch.Generator().manual_seed(0)) for z in z_T.split(250)])
+    if name in ("cold-rows", "cure-mse"): yield f"conditional/{name}/algorithm-1", restored(replace(process, algorithm=1), net, z_T)
+    yield f"conditional/{name}/algorithm-2", restored(process, net, z_T)
+
+
+def uniform(D, x, n, each, g):
+    "The report's uniform lines, at their best: from the 5th to the 95th percentile of all lines, or of each."
+    m, q = line_means(D, x), torch.tensor([.05, .95])
+    lo, hi = torch.quantile(m, q, 0) if each else torch.quantile(m[:5000], q)[:, None].expand(2, D.T)
+    return from_means(D, lo + (hi - lo)*torch.rand(n, D.T, generator=g))
+
+
+def unconditional(axis, n):
+    "The drawing model from each prior, and a model that does not draw from the best one."
+    process, net, card = pretrained(f"cold-{axis}")
+    D, x, g = process.degradation, to_unit(mnist().images[:20_000]), torch.Generator().manual_seed(0)
+    starts = {"uniform": uniform(D, x, n, False, g), "uniform-each": uniform(D, x, n, True, g), "gaussian": fit_prior(D, x, k=1)(n, g), "mixture": fit_prior(D, x, k=30)(n, g)}
+    for name, z_T in starts.items(): yield f"unconditional/{axis}/{name}", restored(process, net, z_T)
+    if axis == "rows":
+        process, net, card = pretrained("cure-mse")
+        yield "unconditional/rows/mixture,mse", restored(process, net, fit_prior(process.degradation, x, k=30)(n, g))
+
+
+def main(names, n, write):
+    torch.set_num_threads(1)
+    base, ref = floor(n), real("test")
+    def keep(id, results):
+        for k, short in KEPT.items(): record(f"cold/{id}/{short}", results[k], COMMAND, 0, results_file() if write else None)
+        print(f"{id:44s} FID {results['FID'].value:8.4f} = {results['FID'].value/base['FID'].value:6.1f} floors   IS {results['IS'].value:5.2f}   confident {results['confident'].value:.3f}", flush=True)
+    keep("floor", base)
+    for name in names:
+        began = time.time()
+        for id, x in unconditional(name.removeprefix("prior-"), n) if name.startswith("prior-") else conditional(name, n):
+            try: keep(id, score(extract(x.clamp(-.6, .6), data=id.replace("/", " "), clip=True), ref, times=20))
+            except ValueError as e: print(f"{id:44s} {e}", flush=True)
+        print(f"{name}: {time.time() - began:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    everything = sorted(f.stem for f in pretrained_folder().glob("*.json") if f.stem.startswith(("cold-", "cure-", "short-", "order-", "report-cold"))) + ["prior-rows", "prior-columns"]
+    p.add_argument("names", nargs="*", default=everything)
+    p.add_argument("-n", type=int, default=2000)
+    p.add_argument("--record", action="store_true")
+    a = p.parse_args()
+    main(a.names or everything, a.n, a.record)
