@@ -24,7 +24,7 @@ COMMAND = "python benchmarks/cold_scores.py --record"
 def restored(process, net, z_T):
     "Algorithm 1 or 2 as the process says, in batches, each with its own seed."
     with torch.no_grad(), autocast(z_T.device, PRECISION):
-        return torch.cat([last(process.sample(net, z_T=z, generator=torch.Generator().manual_seed(i))).z_t for i, z in enumerate(z_T.split(250))])
+        return torch.cat([last(process.sample(net, z_T=z, generator=torch.Generator().manual_seed(i))).z_t for i, z in enumerate(z_T.split(500))])
 
 
 def conditional(name, n):
@@ -49,6 +49,7 @@ def unconditional(axis, n):
     process, net, card = pretrained(f"cold-{axis}")
     D, x, g = process.degradation, to_unit(mnist().images[:20_000]), torch.Generator().manual_seed(0)
     starts = {"uniform": uniform(D, x, n, False, g), "uniform-each": uniform(D, x, n, True, g), "gaussian": fit_prior(D, x, k=1)(n, g), "mixture": fit_prior(D, x, k=30)(n, g)}
+    if axis == "columns": del starts["uniform-each"], starts["gaussian"]   # the rows show what these are worth
     for name, z_T in starts.items(): yield f"unconditional/{axis}/{name}", restored(process, net, z_T)
     if axis == "rows":
         process, net, card = pretrained("cure-mse")

@@ -347,7 +347,7 @@ class NoisyUNet(UNet):
         h = self.up2(torch.cat([self.grow2(h), h2], 1), e)
         return self.out(self.up1(torch.cat([self.grow1(h), h1], 1), e))
 
-# %% ../nbs/08_cold.ipynb #03692867
+# %% ../nbs/08_cold.ipynb #04e7d48a
 class LineWriter(UNet):
     "Draws each line pixel by pixel: a U-Net reads z_t (B, 1, 28, 28) and t/T (B,), a recurrent network writes, knowing how much ink is left."
     def __init__(self,
@@ -364,7 +364,9 @@ class LineWriter(UNet):
         self.stem, self.out[-1] = nn.Conv2d(3, widths[0], 3, padding=1), nn.Conv2d(widths[0], features, 3, padding=1)
         self.pen, self.shade = nn.GRU(features + 2, hidden, batch_first=True), nn.Linear(hidden, levels)
 
-    def lines(self, v): return v[:, 0] if self.writes == "rows" else v[:, 0].mT   # (B, line, pixel)
+    def lines(self, v):
+        "Images (B, 1, H, W) as the lines that are written, (B, line, pixel)."
+        return v[:, 0] if self.writes == "rows" else v[:, 0].mT
 
     def read(self, z_t, u):
         "Features for each pixel of each line, (B, line, pixel, 24)."
