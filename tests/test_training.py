@@ -54,7 +54,7 @@ def newest(run): return training.checkpoints(Path(run)/"checkpoints")[0]
 def test_killed_at_20_random_instants(tmp_path):
     r = last_line(run_child("kills", tmp_path, 20))
     print(r)
-    assert not r["different"] and r["killed"] >= 10
+    assert not r["different"] and r["killed"] == 20
 
 def test_killed_at_every_write(tmp_path):
     r = last_line(run_child("writes", tmp_path))
