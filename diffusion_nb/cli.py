@@ -83,7 +83,7 @@ def say(
     "Print, once however many processes there are."
     if os.environ.get("RANK", "0") == "0": typer.echo(text)
 
-# %% ../nbs/a2_cli.ipynb #36959621
+# %% ../nbs/a2_cli.ipynb #5ef807d3
 def changed(
     preset:str, # name of a preset
     changes,    # texts such as "T=500"
@@ -95,6 +95,7 @@ def changed(
     try:
         said, more = dict(map(x.parse, changes or [])), {k: v for k, v in more.items() if v is not None}
         if twice := sorted(said.keys() & more): raise typer.BadParameter(f"{twice[0]} is given twice, by --set and by --{twice[0]}")
+        if "name" in said: raise typer.BadParameter("the preset's name is the first argument, not a --set")
         e = x.experiment(preset, **said, **more)
         make_settings(**{k: e[k] for k in x.parameters("optimizer", e["optimizer"])})
         x.build("process", e.values), x.build("network", e.values)

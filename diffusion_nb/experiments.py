@@ -175,10 +175,9 @@ def changed_part(
     if (budget := {"epochs", "steps", "minutes"}) & set(overrides): gone |= budget
     return {k: v for k, v in base.items() if k not in gone}
 
-# %% ../nbs/07_experiments.ipynb #18d0f307
+# %% ../nbs/07_experiments.ipynb #40e2f4a0
 def experiment(
     name:str,    # one of PRESETS
-    /,
     **overrides, # choices and parameters that differ
 )->Experiment:   # complete; nothing is built yet
     "A preset with changes; one that does not exist is refused."

@@ -93,7 +93,7 @@ def kills(folder, n):
 
 def writes(folder):
     "Die at each write of a run, at one of three instants; the resumed run must come to the same end."
-    small = dict(steps=6, checkpoint_every=2, sample_every=0.125)
+    small = dict(steps=6, checkpoint_every=2, sample_every=0.125, keep_every=0.125)
     write = training.write_atomic
     def dying(at, how):
         count = 0
