@@ -83,7 +83,7 @@ def say(
     "Print, once however many processes there are."
     if os.environ.get("RANK", "0") == "0": typer.echo(text)
 
-# %% ../nbs/a2_cli.ipynb #47b52ace
+# %% ../nbs/a2_cli.ipynb #5ef807d3
 def changed(
     preset:str, # name of a preset
     changes,    # texts such as "T=500"
@@ -93,7 +93,10 @@ def changed(
     from diffusion_nb import experiments as x
     from diffusion_nb.training import TrainingError, make_settings
     try:
-        e = x.experiment(preset, **dict(map(x.parse, changes or [])), **{k: v for k, v in more.items() if v is not None})
+        said, more = dict(map(x.parse, changes or [])), {k: v for k, v in more.items() if v is not None}
+        if twice := sorted(said.keys() & more): raise typer.BadParameter(f"{twice[0]} is given twice, by --set and by --{twice[0]}")
+        if "name" in said: raise typer.BadParameter("the preset's name is the first argument, not a --set")
+        e = x.experiment(preset, **said, **more)
         make_settings(**{k: e[k] for k in x.parameters("optimizer", e["optimizer"])})
         x.build("process", e.values), x.build("network", e.values)
     except (x.ExperimentError, TrainingError) as err: raise typer.BadParameter(str(err)) from None
@@ -187,7 +190,7 @@ def npy_bytes(
     np.save(out := io.BytesIO(), x.numpy())
     return out.getvalue()
 
-# %% ../nbs/a2_cli.ipynb #9bf59e4b
+# %% ../nbs/a2_cli.ipynb #45edeff5
 @command("diffusion-nb sample runs/quick -n 16 --seed 0 -o digits.png", "diffusion-nb sample runs/quick --gif trajectory.gif --array digits.npy")
 def sample(
     run:Path,             # folder of a run
@@ -205,7 +208,7 @@ def sample(
     frames = trajectory(run, n, seed, weights)
     files = {out: lambda: grid_png(frames[-1]), gif: lambda: gif_bytes(frames), array: lambda: npy_bytes(frames[-1])}
     for path, content in files.items():
-        if path: write_durable(path, content())
+        if path: write_durable(path, content(), "Choose another file")
     say(f"{n} images, seed {seed}: " + ", ".join(str(p) for p in files if p))
 
 # %% ../nbs/a2_cli.ipynb #06736b38
@@ -242,7 +245,7 @@ def evaluate(
     write_durable(out or run/"evaluation.json", as_json(result))
     say(json.dumps(result, indent=1) if json_ else loss_table(result))
 
-# %% ../nbs/a2_cli.ipynb #ff6b2c20
+# %% ../nbs/a2_cli.ipynb #ae91a9ac
 def cards(
     folder:Path, # of runs, or one run
 )->list:         # (path, card); the card is None where it cannot be read
@@ -251,7 +254,7 @@ def cards(
     for path in [folder] if (folder/"card.json").exists() else sorted(p for p in folder.iterdir() if (p/"card.json").exists()):
         try: found.append((path, json.loads((path/"card.json").read_text())))
         except (OSError, ValueError): found.append((path, None))
-    return sorted(found, key=lambda f: (f[1] or {}).get("when", ""))
+    return sorted(found, key=lambda f: (f[1] if isinstance(f[1], dict) else {}).get("when", ""))
 
 def run_row(
     path:Path, # the run's folder

@@ -165,7 +165,7 @@ def test_the_card_tells_preset_and_overrides(tiny):
     assert said["preset"] == "report-ddpm"
     assert said["overrides"] == {"data": "mnist_small", "images": 256, "hidden": [4, 4], "T": 20, "batch_size": 32, "precision": "fp32", "steps": 8}
     assert said["values"]["lr"] == 2e-4 and said["values"]["beta_T"] == 0.02 and said["values"]["seed"] == 0
-    assert "256 x 1 x 28 x 28" in json.loads((tiny/"card.json").read_text())["data"]
+    assert "256 x 1 x 28 x 28" in json.loads((tiny/"card.json").read_text())["images"]
 
 def test_a_description_repeats_the_run(tiny, tmp_path):
     "Carry out what the card says: the same weights, bit for bit; with another seed, others."
