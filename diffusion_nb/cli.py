@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'FLAGS', 'METAVAR', 'COMPLETE', 'preset_names', 'option', 'one_line', 'guarded', 'command', 'say', 'changed',
-           'presets', 'train', 'device', 'trajectory', 'gif_bytes', 'npy_bytes', 'sample', 'loss_table', 'evaluate',
-           'cards', 'run_row', 'runs', 'file_state', 'data', 'reproduce', 'show_version', 'general', 'main']
+           'presets', 'train', 'device', 'trajectory', 'gif_bytes', 'npy_bytes', 'sample', 'loss_table', 'draw_images',
+           'read_images', 'scored', 'losses', 'evaluate', 'cards', 'run_row', 'runs', 'file_state', 'data', 'reproduce',
+           'show_version', 'general', 'main']
 
 # %% ../nbs/a2_cli.ipynb #fa3bb837
 import functools, inspect, json, os, sys, time, warnings
@@ -221,29 +222,97 @@ def loss_table(
     lines += [f"{'{}..{}'.format(*x['t']):>11s} {x['n']:6d}   {x['loss']:.4f}{pm(x['se'])}" for x in r["ranges"]]
     return "\n".join([*lines, f"{'all':>11s} {r['n']:6d}   {r['loss']:.4f}{pm(r['se'])}   (seed {r['seed']}, ± one standard error)"])
 
-# %% ../nbs/a2_cli.ipynb #9ccc6de7
-@command("diffusion-nb evaluate runs/quick", "diffusion-nb evaluate runs/quick --ranges 20 --seed 1 --json")
+# %% ../nbs/a2_cli.ipynb #c4678ba7
+def draw_images(
+    process,     # has `T` and `sample`
+    net,         # in eval mode
+    n:int,       # images
+    seed:int=0,  # of the noise
+    at_once:int=100, # images in a batch
+):               # tensor (n, 1, H, W)
+    "Images from a network, with a bar that counts steps."
+    import torch
+    from tqdm import tqdm
+    from diffusion_nb.training import stream
+    out = []
+    with tqdm(total=process.T*-(-n//at_once), unit="step", desc=f"drawing {n:,} images", leave=False, disable=not sys.stderr.isatty()) as bar:
+        for i in range(0, n, at_once):
+            for s in process.sample(net, min(at_once, n - i), generator=stream(seed, "evaluate", i, device=device())): bar.update()
+            out.append(s.z_t.cpu())
+    return torch.cat(out)
+
+def read_images(
+    path:Path, # a .npy file: uint8 pixels, or floats around [-0.5, 0.5]
+):             # tensor (n, 1, H, W)
+    "Stored images, such as `sample --array` writes."
+    import numpy as np
+    import torch
+    from diffusion_nb.metrics import MetricError
+    try: x = np.load(path, allow_pickle=False)
+    except FileNotFoundError: raise MetricError(f"there is no file {path}") from None
+    except (OSError, ValueError, EOFError) as e: raise MetricError(f"{path} cannot be read as a .npy file of numbers ({' '.join(str(e).split())[:80]})") from None
+    if not isinstance(x, np.ndarray) or x.dtype.kind not in "uif": raise MetricError(f"{path} holds no array of numbers")
+    x = torch.from_numpy(np.ascontiguousarray(x.astype("uint8" if x.dtype == "uint8" else "float32" if x.dtype.kind == "f" else "int64")))
+    return x[:, None] if x.ndim == 3 else x
+
+# %% ../nbs/a2_cli.ipynb #2e21b15f
+def scored(
+    images,       # as `read_images` and `draw_images` give them
+    what:str,     # what they are
+    inception:Path=None, # weights of Inception v3, to use its features
+    most:float=0.05,     # share of values that may lie far outside the range
+):                # an `Evaluation`
+    "Digit metrics beside their floors, with a bar."
+    from diffusion_nb.metrics import evaluate, inception_extractor
+    return evaluate(images, what, inception_extractor(inception) if inception else None, most=most, progress=sys.stderr.isatty())
+
+def losses(
+    run:Path,    # folder of a run
+    loaded:tuple, # as from `load_run`
+    n:int,       # test images, the first ones (None: all)
+    ranges:int,  # of t
+    seed:int,    # of time steps and noise
+    weights:str, # ema or raw
+)->dict:         # for the JSON file
+    "Held-out losses of a run, and what they were measured with."
+    from diffusion_nb.experiments import build, held_out
+    from diffusion_nb.training import hardware, versions
+    e, process, net = loaded
+    images = build("data", e.values | {"images": n}, "test")
+    step = json.loads((run/"card.json").read_text())["step"]
+    return {"run": run.resolve().name, "step": step, "weights": weights, "data": f"{e['data']}, test", **held_out(process, net, images.to(device()), ranges, seed),
+            "hardware": hardware(device()), "versions": versions()}
+
+# %% ../nbs/a2_cli.ipynb #338f5896
+@command("diffusion-nb evaluate runs/quick", "diffusion-nb evaluate runs/quick --samples 1000", "diffusion-nb evaluate runs/quick --samples 0 --ranges 20 --seed 1 --json", "diffusion-nb evaluate --images digits.npy")
 def evaluate(
-    run:Path,             # folder of a run
+    run:Path=None,        # folder of a run
     *,
-    n:int=None,           # test images, the first ones (unless given, all)
+    images:Path=None,     # score the images of this .npy file instead of a run's
+    samples:int=100,      # images to draw and score (0: only the loss)
+    n:int=None,           # test images for the loss, the first ones (unless given, all)
     ranges:int=10,        # ranges of t
     seed:int=0,           # of time steps and noise
     out:Path=None,        # JSON file (unless given, evaluation.json in the run's folder)
     weights:str="ema",    # ema (averaged) or raw (of the last step)
-    json_:bool=False,     # print JSON instead of the table
+    inception:Path=None,  # Inception v3's weights: score with its features (slow without a GPU)
+    json_:bool=False,     # print JSON instead of the tables
 ):
-    "Measure a run's loss on test images, for each range of t."
+    "Measure a run's loss on test images for each range of t, and score images that it draws, beside the floor that real images set; or score stored images."
     if n is not None and n < 1 or ranges < 1: raise typer.BadParameter("-n and --ranges must be at least 1")
-    from diffusion_nb.experiments import build, held_out, load_run
-    from diffusion_nb.training import as_json, hardware, versions, write_durable
-    e, process, net = load_run(run, weights)
-    images = build("data", e.values | {"images": n}, "test")
-    result = held_out(process, net.to(device()), images.to(device()), ranges, seed)
-    step = json.loads((run/"card.json").read_text())["step"]
-    result = {"run": run.resolve().name, "step": step, "weights": weights, "data": f"{e['data']}, test", **result, "hardware": hardware(device()), "versions": versions()}
-    write_durable(out or run/"evaluation.json", as_json(result))
-    say(json.dumps(result, indent=1) if json_ else loss_table(result))
+    if samples < 0: raise typer.BadParameter("--samples must be at least 0")
+    if (run is None) == (images is None): raise typer.BadParameter("give either a run or --images")
+    from diffusion_nb.training import as_json, write_durable
+    result, score = {}, None
+    if images: score = scored(read_images(images), images.name, inception)
+    else:
+        from diffusion_nb.experiments import load_run
+        e, process, net = loaded = load_run(run, weights)
+        result = losses(run, (e, process, net.to(device())), n, ranges, seed, weights)
+        if samples and e["data"].startswith("mnist"): score = scored(draw_images(process, net, samples, seed), f"{result['run']}, step {result['step']:,}", inception, most=1)  # their range is known
+    if score: result["images"] = score.as_dict()
+    if out or run: write_durable(out or run/"evaluation.json", as_json(result), "Choose another file")
+    say(json.dumps(result, indent=1) if json_ else "\n\n".join(([loss_table(result)] if run else []) + ([repr(score)] if score else [])))
 
 # %% ../nbs/a2_cli.ipynb #ae91a9ac
 def cards(

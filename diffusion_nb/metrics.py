@@ -6,16 +6,16 @@
 __all__ = ['FIELDS', 'METRICS', 'BETTER', 'INCEPTION', 'MetricError', 'Result', 'pixels', 'DigitNet', 'jitter', 'train_digits',
            'accuracy', 'share', 'Extractor', 'weights_key', 'digit_extractor', 'shipped_digits', 'number', 'text',
            'check_row', 'validate_results', 'results_file', 'read_results', 'record', 'Quote', 'as_quote', 'quote',
-           'check_quotes', 'shown_lines', 'Features', 'extract', 'real', 'Moments', 'moments', 'merge',
+           'check_quotes', 'shown_lines', 'Features', 'extract', 'kept', 'real', 'Moments', 'moments', 'merge',
            'stream_moments', 'sqrt_psd', 'trace_sqrt', 'frechet_distance', 'resample', 'around', 'check_pair', 'versus',
            'fid', 'inception_score', 'split_score', 'kernel_sums', 'kid', 'radii', 'inside', 'density_coverage',
            'expected_coverage', 'confident_digits', 'digit_shares', 'score', 'next_value', 'combine', 'floor',
            'fid_infinity', 'fidelity', 'check_inception', 'inception_extractor', 'Evaluation', 'evaluation_rows',
            'evaluation_notes', 'evaluate', 'ship_digits']
 
-# %% ../nbs/06_metrics.ipynb #a2ddbebb
+# %% ../nbs/06_metrics.ipynb #aa39bab1
 import functools, hashlib, importlib, json, math, os, re, sys, time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -338,24 +338,36 @@ def extract(
     out = [e.run(b) for b in tqdm(x.split(batch_size), desc=f"{e.name} features", disable=not progress, leave=False, unit="batch")]
     return Features(*(torch.cat(v).float() for v in zip(*out)), e.name, data)
 
-# %% ../nbs/06_metrics.ipynb #5ee13269
+# %% ../nbs/06_metrics.ipynb #23d19319
+def kept(
+    images:Tensor,          # uint8
+    e:Extractor,            # that sees them
+    data:str,               # what they are
+    make:bool=True,         # compute what the cache lacks?
+    progress:bool=False,    # show a bar?
+)->Features:                # None where the cache lacks them and nothing is computed
+    "Features from the cache, whose files are named after checksums of images and weights."
+    import safetensors.torch
+    path = cache_dir()/"features"/f"{hashlib.sha256(images.numpy().tobytes()).hexdigest()[:16]}-{e.key[:16]}.safetensors"
+    try: t = safetensors.torch.load(path.read_bytes())
+    except (OSError, safetensors.SafetensorError): t = {}
+    if t.keys() == {"x", "logits"} and t["x"].shape == (len(images), e.dim): return Features(t["x"], t["logits"], e.name, data)
+    if not make: return None
+    f = extract(images, e, data, progress=progress)
+    write_atomic(path, safetensors.torch.save({"x": f.x, "logits": f.logits}))
+    return f
+
 def real(
     split:str="test",         # "train" or "test"
     extractor:Extractor=None, # `digit_extractor()` unless given
+    which:Tensor=None,        # indices of images (all unless given)
     progress:bool=False,      # show a bar?
-)->Features:                  # of all images of the split
-    "Features of MNIST, computed once: the cache is keyed by checksums of the images and of the network."
-    import safetensors.torch
-    e, images = extractor or digit_extractor(), mnist(split).images
-    key = hashlib.sha256(images.numpy().tobytes()).hexdigest()
-    path, data = cache_dir()/"features"/f"{key[:16]}-{e.key[:16]}.safetensors", f"MNIST {split}"
-    try: t = safetensors.torch.load(path.read_bytes())
-    except (OSError, safetensors.SafetensorError): t = {}
-    if t.keys() != {"x", "logits"} or t["x"].shape != (len(images), e.dim):
-        f = extract(images, e, data, progress=progress)
-        write_atomic(path, safetensors.torch.save({"x": f.x, "logits": f.logits}))
-        return f
-    return Features(t["x"], t["logits"], e.name, data)
+)->Features:                  # kept in the cache
+    "Features of MNIST, computed once."
+    e, images, data = extractor or digit_extractor(), mnist(split).images, f"MNIST {split}"
+    if which is None: return kept(images, e, data, progress=progress)
+    every = kept(images, e, data, make=False)
+    return every[which] if every else kept(images[which], e, data, progress=progress)
 
 # %% ../nbs/06_metrics.ipynb #7e67216f
 @dataclass(frozen=True)
@@ -657,14 +669,14 @@ def score(
         out |= zip(names, r if isinstance(r, (tuple, list)) else [r])
     return out
 
-# %% ../nbs/06_metrics.ipynb #59287389
+# %% ../nbs/06_metrics.ipynb #63641d00
 def next_value(
     values:list, # of one quantity, measured several times
 )->tuple:        # mean, and where the next value falls with 95 % (None after one)
     "Student's prediction interval; its factor is 1.96 after many values and large after few."
     v, k = torch.tensor(values, dtype=torch.float64), len(values)
     if k < 2: return v.mean().item(), None
-    t = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)[k - 2] if k < 11 else 1.96 + 2.4/(k - 1)
+    t = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)[k - 2] if k < 11 else 1.96 + 2.4/(k - 1) + 2.8/(k - 1)**2
     half = t*v.std().item()*math.sqrt(1 + 1/k)
     return v.mean().item(), (v.mean().item() - half, v.mean().item() + half)
 
@@ -676,7 +688,7 @@ def combine(
     first = results[0]
     return Result(first.metric, *next_value([r.value for r in results]), first.n, first.features, data or first.data, first.note or f"{len(results)} sets")
 
-# %% ../nbs/06_metrics.ipynb #faa5b111
+# %% ../nbs/06_metrics.ipynb #8a344787
 def floor(
     n:int,                    # images in a set
     extractor:Extractor=None, # `digit_extractor()` unless given
@@ -685,13 +697,11 @@ def floor(
     tick=lambda name: None,   # told what comes next
 )->dict:                      # name = result
     "What a perfect model would score: sets of `n` real training images against the test images."
-    train, test = real("train", extractor), real("test", extractor)
-    if n > len(train): raise MetricError(f"a floor for {n:,} images cannot be measured with {len(train):,} training images")
-    order = torch.randperm(len(train), generator=stream(seed, "floor"))
-    rows = []
-    for i in range(sets):
-        at = order.roll(-i*n)[:n]
-        rows.append(score(train[at], test, times=0, tick=lambda name: tick(f"floor {i + 1}/{sets}: {name}")))
+    total, test = len(mnist("train").images), real("test", extractor)
+    if n > total: raise MetricError(f"a floor for {n:,} images cannot be measured with {total:,} training images")
+    order = torch.randperm(total, generator=stream(seed, "floor"))
+    train = real("train", extractor, order[torch.arange(n*sets) % total])
+    rows = [score(train[i*n:(i + 1)*n], test, times=0, tick=lambda name: tick(f"floor {i + 1}/{sets}: {name}")) for i in range(sets)]
     return {k: combine([r[k] for r in rows], f"{n:,} of MNIST train against {len(test):,} of MNIST test") for k in rows[0]}
 
 # %% ../nbs/06_metrics.ipynb #f7dc01dd
@@ -749,7 +759,7 @@ def inception_extractor(
     def run(x): return net(x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x)
     return Extractor(name, int(layer), run, f"{layer}-{key}")
 
-# %% ../nbs/06_metrics.ipynb #d47beec2
+# %% ../nbs/06_metrics.ipynb #f7839ec1
 @dataclass(frozen=True)
 class Evaluation:
     "What `evaluate` found; shows itself as a table."
@@ -757,6 +767,12 @@ class Evaluation:
     floors:dict        # the same for real images at the same n
     classes:list       # of the images that the classifier is sure about: the share of each digit
     clipped:float=0.   # share of pixels that were cut off
+
+    def as_dict(self)->dict:
+        "For JSON; what was refused has no value."
+        plain = lambda r: asdict(r) | {"value": None if math.isnan(r.value) else r.value}
+        return {"scores": {k: plain(r) for k, r in self.scores.items()}, "floors": {k: plain(r) for k, r in self.floors.items()},
+                "classes": [plain(r) for r in self.classes], "clipped": self.clipped}
 
     def __repr__(self): return "\n".join([*evaluation_rows(self), *evaluation_notes(self)])
 
@@ -782,19 +798,21 @@ def evaluate(
     data:str="images",        # what they are
     extractor:Extractor=None, # `digit_extractor()` unless given
     clip:bool=True,           # cut off what overshoots [-0.5, 0.5]?
+    most:float=0.05,          # as for `pixels`
     times:int=50,             # bootstrap draws for the intervals
     sets:int=4,               # real sets for the floor
     progress:bool=False,      # show a bar?
 )->Evaluation:                # shows itself as a table
     "Score images with every metric, beside the floor at the same number."
-    e, shown = extractor or digit_extractor(), pixels(x, clip)
+    e, shown = extractor or digit_extractor(), pixels(x, clip, most)
     clipped = 0. if x.dtype == torch.uint8 else ((x < LO) | (x > HI)).float().mean().item()
-    with tqdm(total=5*(sets + 1) + 3, disable=not progress, leave=False, bar_format="{l_bar}{bar}| {elapsed}{postfix}") as bar:
+    with tqdm(total=5*(sets + 1) + 2, disable=not progress, leave=False, bar_format="{l_bar}{bar}| {elapsed}{postfix}") as bar:
         def tick(what): bar.set_postfix_str(what), bar.update()
         tick("features"); f = extract(shown, e, data)
-        tick("real features"); ref = real("test", e), real("train", e)
-        out = score(f, ref[0], times, tick)
-        floors = floor(len(f), e, sets, tick=tick) if len(f) <= len(ref[1]) else {k: Result(k, math.nan) for k in out}
+        tick("real features")
+        out = score(f, real("test", e), times, tick)
+        try: floors = floor(len(f), e, sets, tick=tick)
+        except MetricError as err: floors = {k: Result(k, math.nan, n=len(f), note=str(err)) for k in out}
     try: classes = digit_shares(f)
     except MetricError: classes = []
     return Evaluation(out, floors, classes, clipped)

@@ -230,14 +230,49 @@ def test_the_seed_decides_and_ema_is_the_default(tiny, tmp_path):
     assert "no weights is called" in run("sample", tiny, "--weights", "best", code=1)
 
 def test_evaluate(tiny, tmp_path):
-    table = run("evaluate", tiny, "-n", 200, "--ranges", 4, "--seed", 5, "-o", tmp_path/"a.json")
+    table = run("evaluate", tiny, "-n", 200, "--ranges", 4, "--seed", 5, "--samples", 0, "-o", tmp_path/"a.json")
     r = json.loads((tmp_path/"a.json").read_text())
     assert (r["n"], r["seed"], r["step"], r["weights"]) == (200, 5, 8, "ema") and [v["t"] for v in r["ranges"]] == [[1, 5], [6, 10], [11, 15], [16, 20]]
     assert sum(v["n"] for v in r["ranges"]) == 200 and r["loss"] == pytest.approx(np.mean([v["loss"] for v in r["ranges"]]))
     assert f"{r['loss']:.4f}" in table and "1..5" in table and "seed 5" in table
-    again = json.loads(run("evaluate", tiny, "-n", 200, "--ranges", 4, "--seed", 5, "--json"))
+    again = json.loads(run("evaluate", tiny, "-n", 200, "--ranges", 4, "--seed", 5, "--samples", 0, "--json"))
     assert again == r and json.loads((tiny/"evaluation.json").read_text()) == r
-    assert json.loads(run("evaluate", tiny, "-n", 200, "--seed", 6, "--json"))["loss"] != r["loss"]
+    assert json.loads(run("evaluate", tiny, "-n", 200, "--seed", 6, "--samples", 0, "--json"))["loss"] != r["loss"]
+
+def test_evaluate_scores_drawn_images(tiny):
+    "The same images and numbers as the library's; the loss table stays."
+    from diffusion_nb import metrics as M
+    table = run("evaluate", tiny, "-n", 50, "--samples", 120, "--seed", 4)
+    r = json.loads((tiny/"evaluation.json").read_text())
+    assert "(seed 4, ± one standard error)" in table and "120 images: tiny, step 8" in table and "floor" in table
+    _, process, net = x.load_run(tiny)
+    images = cli.draw_images(process, net, 120, 4)
+    assert images.shape == (120, 1, 28, 28) and torch.equal(images[:100], cli.draw_images(process, net, 100, 4))
+    e = M.evaluate(images, "x")
+    for k in M.METRICS: assert r["images"]["scores"][k]["value"] == pytest.approx(e.scores[k].value, rel=1e-6) and r["images"]["floors"][k]["n"] == 120
+    assert r["images"]["clipped"] > 0 and r["images"]["scores"]["FID"]["value"] > 10*r["images"]["floors"]["FID"]["value"]
+
+def test_evaluate_scores_stored_images(tmp_path):
+    from diffusion_nb.data import mnist, to_unit
+    pixels = mnist("train").images[:200]
+    for name, a in (("uint8", pixels.numpy()), ("flat", pixels[:, 0].numpy()), ("floats", to_unit(pixels).double().numpy())): np.save(tmp_path/f"{name}.npy", a)
+    rs = [json.loads(run("evaluate", "--images", tmp_path/f"{name}.npy", "--json"))["images"] for name in ("uint8", "flat", "floats")]
+    for r in rs: assert {k: v["value"] for k, v in r["scores"].items()} == {k: v["value"] for k, v in rs[0]["scores"].items()} and r["scores"]["FID"]["n"] == 200
+    assert rs[0]["scores"]["FID"]["value"] < 2*rs[0]["floors"]["FID"]["value"] and sorted(p.name for p in tmp_path.iterdir()) == ["flat.npy", "floats.npy", "uint8.npy"]
+    run("evaluate", "--images", tmp_path/"flat.npy", "-o", tmp_path/"r.json")
+    assert json.loads((tmp_path/"r.json").read_text())["images"]["scores"]["FID"]["value"] == rs[0]["scores"]["FID"]["value"]
+
+def test_evaluate_with_images_that_are_none(tmp_path, tiny):
+    np.save(tmp_path/"range.npy", 2*np.random.default_rng(0).random((20, 1, 28, 28)).astype("float32"))
+    np.save(tmp_path/"shape.npy", np.zeros((20, 1, 32, 32), "uint8"))
+    np.save(tmp_path/"words.npy", np.array(["a", "b"]))
+    np.save(tmp_path/"nan.npy", np.full((20, 1, 28, 28), np.nan, "float32"))
+    (tmp_path/"text.npy").write_text("hello")
+    for name, says in (("range", "another range"), ("shape", "takes images"), ("words", "no array of numbers"), ("nan", "NaN"), ("text", "cannot be read"), ("nowhere", "there is no file")):
+        out = run("evaluate", "--images", tmp_path/f"{name}.npy", code=1)
+        assert says in out and "DEBUG" not in out
+    assert "either a run or --images" in re.sub(r"\s+", " ", run("evaluate", code=2)) and "either a run or --images" in re.sub(r"\s+", " ", run("evaluate", tiny, "--images", "a.npy", code=2))
+    assert "--samples must be" in re.sub(r"\s+", " ", run("evaluate", tiny, "--samples", -1, code=2))
 
 def test_held_out_measures_what_it_says():
     "Against a plain loop, and against the closed form: for an answer of 0 the loss is the mean square of the noise."
