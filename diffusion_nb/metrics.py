@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'METRICS', 'BETTER', 'INCEPTION', 'MetricError', 'Result', 'pixels', 'DigitNet', 'jitter', 'train_digits',
-           'accuracy', 'share', 'Extractor', 'weights_key', 'digit_extractor', 'shipped_digits', 'number', 'text',
+           'accuracy', 'share', 'Extractor', 'weights_key', 'digit_extractor', 'shipped_digits', 'is_number', 'is_text',
            'check_row', 'validate_results', 'results_file', 'read_results', 'record', 'Quote', 'as_quote', 'quote',
            'check_quotes', 'shown_lines', 'Features', 'extract', 'kept', 'real', 'Moments', 'moments', 'merge',
            'stream_moments', 'sqrt_psd', 'trace_sqrt', 'frechet_distance', 'resample', 'around', 'check_pair', 'versus',
-           'fid', 'inception_score', 'split_score', 'kernel_sums', 'kid', 'radii', 'inside', 'density_coverage',
-           'expected_coverage', 'confident_digits', 'digit_shares', 'score', 'next_value', 'combine', 'floor',
-           'fid_infinity', 'fidelity', 'check_inception', 'inception_extractor', 'Evaluation', 'evaluation_rows',
-           'evaluation_notes', 'evaluate', 'ship_digits']
+           'fid', 'inception_score', 'split_score', 'kernel_sums', 'own_sums', 'kid', 'radii', 'inside',
+           'density_coverage', 'expected_coverage', 'confident_digits', 'digit_shares', 'score', 'next_value',
+           'combine', 'floor', 'fid_infinity', 'fidelity', 'check_inception', 'inception_extractor', 'Evaluation',
+           'evaluation_rows', 'evaluation_notes', 'evaluate', 'ship_digits']
 
 # %% ../nbs/06_metrics.ipynb #aa39bab1
 import functools, hashlib, importlib, json, math, os, re, sys, time
@@ -183,23 +183,32 @@ def shipped_digits()->DigitNet: # in eval mode
     net.load_state_dict(read_pretrained("digits")[0])
     return net.eval()
 
-# %% ../nbs/06_metrics.ipynb #eb2c71bc
-def number(v)->bool: return isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
-def text(v)->bool: return isinstance(v, str) and bool(v.strip())
+# %% ../nbs/06_metrics.ipynb #4ff25a68
+def is_number(
+    v,     # anything
+)->bool:   # yes or no
+    "Is it a finite number (and not a truth value)?"
+    return isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
+
+def is_text(
+    v,     # anything
+)->bool:   # yes or no
+    "Is it text that says something?"
+    return isinstance(v, str) and bool(v.strip())
 
 FIELDS = {
-    "id": (lambda v: text(v) and re.fullmatch(r"[\w.,=+-]+(/[\w.,=+-]+)+", v), "parts of letters, digits and _ . , = + - with / between them"),
-    "metric": (text, "text"),
-    "value": (number, "a finite number"),
-    "interval": (lambda v: v is None or isinstance(v, list) and len(v) == 2 and all(map(number, v)) and v[0] <= v[1], "null, or [low, high]"),
+    "id": (lambda v: is_text(v) and re.fullmatch(r"[\w.,=+-]+(/[\w.,=+-]+)+", v), "parts of letters, digits and _ . , = + - with / between them"),
+    "metric": (is_text, "text"),
+    "value": (is_number, "a finite number"),
+    "interval": (lambda v: v is None or isinstance(v, list) and len(v) == 2 and all(map(is_number, v)) and v[0] <= v[1], "null, or [low, high]"),
     "n": (lambda v: isinstance(v, int) and not isinstance(v, bool) and v > 0, "a whole number from 1"),
-    "features": (lambda v: v is None or text(v), "null or text"),
-    "data": (lambda v: v is None or text(v), "null or text"),
-    "command": (text, "text"),
+    "features": (lambda v: v is None or is_text(v), "null or text"),
+    "data": (lambda v: v is None or is_text(v), "null or text"),
+    "command": (is_text, "text"),
     "seed": (lambda v: v is None or isinstance(v, int) and not isinstance(v, bool), "null or a whole number"),
-    "versions": (lambda v: isinstance(v, dict) and {"python", "torch"} <= v.keys() and all(map(text, v.values())), "the versions of python, torch, ..."),
-    "hardware": (text, "text"),
-    "date": (lambda v: text(v) and re.fullmatch(r"\d{4}-\d\d-\d\d", v), "YYYY-MM-DD"),
+    "versions": (lambda v: isinstance(v, dict) and {"python", "torch"} <= v.keys() and all(map(is_text, v.values())), "the versions of python, torch, ..."),
+    "hardware": (is_text, "text"),
+    "date": (lambda v: is_text(v) and re.fullmatch(r"\d{4}-\d\d-\d\d", v), "YYYY-MM-DD"),
 }
 
 def check_row(
@@ -306,7 +315,7 @@ def shown_lines(
     texts = [t for o in cell.get("outputs", []) for t in (o.get("text"), o.get("data", {}).get("text/plain"), o.get("data", {}).get("text/markdown")) if t]
     return [l for t in texts for l in "".join(t).splitlines()]
 
-# %% ../nbs/06_metrics.ipynb #5fed7dc6
+# %% ../nbs/06_metrics.ipynb #b6a29431
 @dataclass(eq=False)
 class Features:
     "A set of images as an extractor sees it; made by `extract`."
@@ -320,6 +329,11 @@ class Features:
     def __getitem__(self, i)->"Features":
         "The same for some of the images."
         return Features(self.x[i], self.logits[i], self.extractor, self.data)
+
+    @functools.cached_property
+    def pairs(self)->float:
+        "Mean of the kernel of `kid` over all pairs of different images; computed once."
+        return own_sums(self.x).mean().item()/(len(self) - 1)
 
     def __repr__(self): return f"Features({self.data}: {len(self):,} images, {self.x.shape[1]} features of {self.extractor})"
 
@@ -454,7 +468,7 @@ def around(
     sd = draws.std().item()
     return value - 1.96*sd, value + 1.96*sd
 
-# %% ../nbs/06_metrics.ipynb #5b02f0f1
+# %% ../nbs/06_metrics.ipynb #5afc6a3a
 def check_pair(
     x:Features,    # a set to score
     ref:Features,  # the set it is compared with
@@ -467,7 +481,12 @@ def check_pair(
         if not f.x.isfinite().all(): raise MetricError(f"{f.data}: some features are NaN or infinite")
         if len(f) < least: raise MetricError(f"{f.data}: {len(f)} images, at least {least} are needed")
 
-def versus(x:Features, ref:Features)->dict: return {"n": len(x), "features": f"{x.extractor} ({x.x.shape[1]})", "data": f"{x.data} against {len(ref):,} of {ref.data}"}
+def versus(
+    x:Features,    # a set to score
+    ref:Features,  # the set it is compared with
+)->dict:           # fields of `Result`
+    "What a comparison must say of itself."
+    return {"n": len(x), "features": f"{x.extractor} ({x.x.shape[1]})", "data": f"{x.data} against {len(ref):,} of {ref.data}"}
 
 # %% ../nbs/06_metrics.ipynb #4ceb270c
 def fid(
@@ -516,7 +535,7 @@ def split_score(
     log_mean = (w @ p).clamp_min(1e-300).log()
     return (w @ (p*(logp - log_mean)).sum(1)).exp()
 
-# %% ../nbs/06_metrics.ipynb #7a139c4c
+# %% ../nbs/06_metrics.ipynb #5af9d70c
 def kernel_sums(
     x:Tensor,          # features, (n, d)
     y:Tensor,          # features, (m, d)
@@ -526,6 +545,12 @@ def kernel_sums(
     y = y.T.contiguous()/len(x[0])
     return torch.cat([(b @ y).add_(1).pow_(3).sum(1, dtype=torch.float64) for b in x.split(rows)])
 
+def own_sums(
+    x:Tensor, # features, (n, d)
+)->Tensor:    # sum over the other points of k(x_i, x_j) for each i, float64, (n,)
+    "Row sums of the kernel within one set, without k(x_i, x_i)."
+    return kernel_sums(x, x) - ((x*x).sum(1).double()/x.shape[1] + 1)**3
+
 def kid(
     x:Features,    # a set to score
     ref:Features,  # the set it is compared with
@@ -533,10 +558,8 @@ def kid(
 )->Result:         # lower is better; can be negative
     "Unbiased squared maximum mean discrepancy with a cubic kernel (Binkowski et al. 2018), and its standard error."
     check_pair(x, ref)
-    n, m, d = len(x), len(ref), x.x.shape[1]
-    def within(f): return kernel_sums(f, f) - ((f*f).sum(1).double()/d + 1)**3      # without k(x_i, x_i)
-    xx, xy, yy = within(x.x)/(n - 1), kernel_sums(x.x, ref.x)/m, within(ref.x).sum().item()/m/(m - 1)
-    value, sd = (xx - 2*xy).mean().item() + yy, 2*(xx - xy).std().item()/math.sqrt(n)
+    n, xx, xy = len(x), own_sums(x.x)/(len(x) - 1), kernel_sums(x.x, ref.x)/len(ref)
+    value, sd = (xx - 2*xy).mean().item() + ref.pairs, 2*(xx - xy).std().item()/math.sqrt(n)
     return Result("KID", value, (value - 1.96*sd, value + 1.96*sd) if times else None, **versus(x, ref))
 
 # %% ../nbs/06_metrics.ipynb #b56f4313
