@@ -203,7 +203,8 @@ def main():
     utilisation(a)
 
     wanted = {f"bf16 at least {TARGET} times the plain loop": ratio.get("ours bf16", TARGET) >= TARGET, f"fp32 not slower (within the {NOISE:.0%} that rounds differ by)": ratio["ours fp32"] >= 1 - NOISE,
-              "memory at most the plain loop's": not memory or max(memory[n] for n in names) <= memory["plain"]}
+              "memory of the default precision at most the plain loop's": not memory or memory[names[-1]] <= memory["plain"]*(1 if len(names) > 2 else 1 + NOISE),
+              f"memory of fp32 at most the plain loop's (within {NOISE:.0%}; two runs of one loop differ by as much)": not memory or memory["ours fp32"] <= memory["plain"]*(1 + NOISE)}
     print()
     for what, met in wanted.items(): print(f"{'met   ' if met else 'MISSED'}  {what}")
     if a.json:
