@@ -382,6 +382,20 @@ def test_without_averaging_the_average_is_the_network():
     r = child.once(None, ema=0, steps=5)
     assert same(r.net.state_dict(), r.ema.state_dict())
 
+def test_tensorboard(tmp_path):
+    "TensorBoard itself: what it stored is what the log says, and its files do not disturb a resume."
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    a = child.once(tmp_path/"run", trackers="tensorboard", schedule="constant", steps=6)
+    b = child.once(tmp_path/"run", trackers="tensorboard", schedule="constant", steps=12)
+    events = {}
+    for folder in {p.parent for p in (tmp_path/"run").rglob("events.out.tfevents.*")}:
+        found = EventAccumulator(str(folder)).Reload()
+        for tag in found.Tags()["scalars"]:
+            for e in found.Scalars(tag): events[tag, e.step] = e.value
+    assert (a.status, b.step) == ("finished", 12)
+    assert [events["loss", s] for s in range(1, 13)] == pytest.approx(b.losses) and events["lr", 12] == pytest.approx(1e-2)
+    assert b.losses == child.once(tmp_path/"other", schedule="constant", steps=12).losses
+
 def test_trackers(tmp_path):
     class Tracker(GeneralTracker):
         name, requires_logging_directory, tracker = "list", False, None

@@ -86,7 +86,8 @@ def remember(times: dict[str, float]):
     "Keep the minutes of chapters whose outputs were stored where pages may quote them: results/results.json."
     from diffusion_nb.metrics import Result, read_results, record
     path = nbio.ROOT/"results"/"results.json"
-    known = read_results(path)
+    known, times = read_results(path), {p.stem: times[p.stem] for p in nbio.chapters() if p.stem in times}
+    if not times: return
     old = {p.stem: 60*known[f"course/{p.stem}/minutes"]["value"] for p in nbio.chapters() if f"course/{p.stem}/minutes" in known}
     for name, s in [*times.items(), ("all", sum((old | times).values()))]:
         record(f"course/{name}/minutes", Result("minutes", round(s/60, 2)), "make course", path=path)
