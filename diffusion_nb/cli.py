@@ -283,7 +283,7 @@ def losses(
     return {"run": run.resolve().name, "step": step, "weights": weights, "data": f"{e['data']}, test", **held_out(process, net, images.to(device()), ranges, seed),
             "hardware": hardware(device()), "versions": versions()}
 
-# %% ../nbs/a2_cli.ipynb #338f5896
+# %% ../nbs/a2_cli.ipynb #17f4d98d
 @command("diffusion-nb evaluate runs/quick", "diffusion-nb evaluate runs/quick --samples 1000", "diffusion-nb evaluate runs/quick --samples 0 --ranges 20 --seed 1 --json", "diffusion-nb evaluate --images digits.npy")
 def evaluate(
     run:Path=None,        # folder of a run
@@ -298,7 +298,7 @@ def evaluate(
     inception:Path=None,  # Inception v3's weights: score with its features (slow without a GPU)
     json_:bool=False,     # print JSON instead of the tables
 ):
-    "Measure a run's loss on test images for each range of t, and score images that it draws, beside the floor that real images set; or score stored images."
+    "Measure a run's loss and images, or score stored ones."
     if n is not None and n < 1 or ranges < 1: raise typer.BadParameter("-n and --ranges must be at least 1")
     if samples < 0: raise typer.BadParameter("--samples must be at least 0")
     if (run is None) == (images is None): raise typer.BadParameter("give either a run or --images")
