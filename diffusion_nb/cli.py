@@ -255,12 +255,12 @@ def read_images(
     x = torch.from_numpy(np.ascontiguousarray(x.astype("uint8" if x.dtype == "uint8" else "float32" if x.dtype.kind == "f" else "int64")))
     return x[:, None] if x.ndim == 3 else x
 
-# %% ../nbs/a2_cli.ipynb #2e21b15f
+# %% ../nbs/a2_cli.ipynb #4d829e13
 def scored(
     images,       # as `read_images` and `draw_images` give them
     what:str,     # what they are
     inception:Path=None, # weights of Inception v3, to use its features
-    most:float=0.05,     # share of values that may lie far outside the range
+    most:float=0.02,     # share of values that may lie far outside the range
 ):                # an `Evaluation`
     "Digit metrics beside their floors, with a bar."
     from diffusion_nb.metrics import evaluate, inception_extractor
