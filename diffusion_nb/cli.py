@@ -255,12 +255,12 @@ def read_images(
     x = torch.from_numpy(np.ascontiguousarray(x.astype("uint8" if x.dtype == "uint8" else "float32" if x.dtype.kind == "f" else "int64")))
     return x[:, None] if x.ndim == 3 else x
 
-# %% ../nbs/a2_cli.ipynb #2e21b15f
+# %% ../nbs/a2_cli.ipynb #4d829e13
 def scored(
     images,       # as `read_images` and `draw_images` give them
     what:str,     # what they are
     inception:Path=None, # weights of Inception v3, to use its features
-    most:float=0.05,     # share of values that may lie far outside the range
+    most:float=0.02,     # share of values that may lie far outside the range
 ):                # an `Evaluation`
     "Digit metrics beside their floors, with a bar."
     from diffusion_nb.metrics import evaluate, inception_extractor
@@ -283,7 +283,7 @@ def losses(
     return {"run": run.resolve().name, "step": step, "weights": weights, "data": f"{e['data']}, test", **held_out(process, net, images.to(device()), ranges, seed),
             "hardware": hardware(device()), "versions": versions()}
 
-# %% ../nbs/a2_cli.ipynb #338f5896
+# %% ../nbs/a2_cli.ipynb #17f4d98d
 @command("diffusion-nb evaluate runs/quick", "diffusion-nb evaluate runs/quick --samples 1000", "diffusion-nb evaluate runs/quick --samples 0 --ranges 20 --seed 1 --json", "diffusion-nb evaluate --images digits.npy")
 def evaluate(
     run:Path=None,        # folder of a run
@@ -298,7 +298,7 @@ def evaluate(
     inception:Path=None,  # Inception v3's weights: score with its features (slow without a GPU)
     json_:bool=False,     # print JSON instead of the tables
 ):
-    "Measure a run's loss on test images for each range of t, and score images that it draws, beside the floor that real images set; or score stored images."
+    "Measure a run's loss and images, or score stored ones."
     if n is not None and n < 1 or ranges < 1: raise typer.BadParameter("-n and --ranges must be at least 1")
     if samples < 0: raise typer.BadParameter("--samples must be at least 0")
     if (run is None) == (images is None): raise typer.BadParameter("give either a run or --images")

@@ -46,11 +46,11 @@ class Result:
         said = [f"n = {self.n:,}", self.features, self.data, f"NOTE: {self.note}" if self.note else None]
         return f"{self.metric} {self.value:.4g}{interval}; " + "; ".join(s for s in said if s)
 
-# %% ../nbs/06_metrics.ipynb #54f75e6a
+# %% ../nbs/06_metrics.ipynb #d4af74bd
 def pixels(
     x:Tensor,         # images, (N, C, H, W): uint8, or floats in [-0.5, 0.5]
     clip:bool=False,  # cut off what overshoots the range?
-    most:float=0.05,  # largest share of values that may overshoot by more than 0.05
+    most:float=0.02,  # largest share of values that may overshoot by more than 0.25
 )->Tensor:            # uint8, (N, C, H, W)
     "Images as the pixels that every metric sees; another range, type or shape, NaN, or nothing at all is refused."
     if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] not in (1, 3):
@@ -61,8 +61,8 @@ def pixels(
         return x
     if not x.is_floating_point(): raise MetricError(f"images must be uint8 pixels or floats in [{LO}, {HI}], got {x.dtype}")
     if not x.isfinite().all(): raise MetricError(f"{int((~x.isfinite()).sum())} of {x.numel()} values are NaN or infinite")
-    over = ((x < LO - 0.05) | (x > HI + 0.05)).float().mean().item()
-    if clip and over > most: raise MetricError(f"{over:.0%} of the values lie outside [{LO}, {HI}] (from {x.min():.3g} to {x.max():.3g}): another range, not an overshoot to be clipped")
+    over = ((x < LO - 0.25) | (x > HI + 0.25)).float().mean().item()
+    if clip and over > most: raise MetricError(f"{over:.0%} of the values lie more than 0.25 outside [{LO}, {HI}] (from {x.min():.3g} to {x.max():.3g}): another range, not an overshoot to be clipped")
     try: return to_uint8(x.float(), clip)
     except ValueError as e: raise MetricError(str(e)) from None
 
@@ -782,7 +782,7 @@ def inception_extractor(
     def run(x): return net(x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x)
     return Extractor(name, int(layer), run, f"{layer}-{key}")
 
-# %% ../nbs/06_metrics.ipynb #f7839ec1
+# %% ../nbs/06_metrics.ipynb #b3484462
 @dataclass(frozen=True)
 class Evaluation:
     "What `evaluate` found; shows itself as a table."
@@ -821,7 +821,7 @@ def evaluate(
     data:str="images",        # what they are
     extractor:Extractor=None, # `digit_extractor()` unless given
     clip:bool=True,           # cut off what overshoots [-0.5, 0.5]?
-    most:float=0.05,          # as for `pixels`
+    most:float=0.02,          # as for `pixels`
     times:int=50,             # bootstrap draws for the intervals
     sets:int=4,               # real sets for the floor
     progress:bool=False,      # show a bar?
