@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'FLAGS', 'METAVAR', 'COMPLETE', 'preset_names', 'option', 'one_line', 'guarded', 'command', 'say', 'changed',
-           'presets', 'train', 'device', 'trajectory', 'gif_bytes', 'npy_bytes', 'sample', 'loss_table', 'evaluate',
-           'cards', 'run_row', 'runs', 'file_state', 'data', 'reproduce', 'show_version', 'general', 'main']
+           'presets', 'train', 'device', 'trajectory', 'gif_bytes', 'npy_bytes', 'sample', 'loss_table', 'draw_images',
+           'read_images', 'scored', 'losses', 'evaluate', 'cards', 'run_row', 'runs', 'file_state', 'data', 'reproduce',
+           'show_version', 'general', 'main']
 
 # %% ../nbs/a2_cli.ipynb #fa3bb837
 import functools, inspect, json, os, sys, time, warnings
@@ -83,7 +84,7 @@ def say(
     "Print, once however many processes there are."
     if os.environ.get("RANK", "0") == "0": typer.echo(text)
 
-# %% ../nbs/a2_cli.ipynb #47b52ace
+# %% ../nbs/a2_cli.ipynb #5ef807d3
 def changed(
     preset:str, # name of a preset
     changes,    # texts such as "T=500"
@@ -93,7 +94,10 @@ def changed(
     from diffusion_nb import experiments as x
     from diffusion_nb.training import TrainingError, make_settings
     try:
-        e = x.experiment(preset, **dict(map(x.parse, changes or [])), **{k: v for k, v in more.items() if v is not None})
+        said, more = dict(map(x.parse, changes or [])), {k: v for k, v in more.items() if v is not None}
+        if twice := sorted(said.keys() & more): raise typer.BadParameter(f"{twice[0]} is given twice, by --set and by --{twice[0]}")
+        if "name" in said: raise typer.BadParameter("the preset's name is the first argument, not a --set")
+        e = x.experiment(preset, **said, **more)
         make_settings(**{k: e[k] for k in x.parameters("optimizer", e["optimizer"])})
         x.build("process", e.values), x.build("network", e.values)
     except (x.ExperimentError, TrainingError) as err: raise typer.BadParameter(str(err)) from None
@@ -187,7 +191,7 @@ def npy_bytes(
     np.save(out := io.BytesIO(), x.numpy())
     return out.getvalue()
 
-# %% ../nbs/a2_cli.ipynb #9bf59e4b
+# %% ../nbs/a2_cli.ipynb #45edeff5
 @command("diffusion-nb sample runs/quick -n 16 --seed 0 -o digits.png", "diffusion-nb sample runs/quick --gif trajectory.gif --array digits.npy")
 def sample(
     run:Path,             # folder of a run
@@ -205,7 +209,7 @@ def sample(
     frames = trajectory(run, n, seed, weights)
     files = {out: lambda: grid_png(frames[-1]), gif: lambda: gif_bytes(frames), array: lambda: npy_bytes(frames[-1])}
     for path, content in files.items():
-        if path: write_durable(path, content())
+        if path: write_durable(path, content(), "Choose another file")
     say(f"{n} images, seed {seed}: " + ", ".join(str(p) for p in files if p))
 
 # %% ../nbs/a2_cli.ipynb #06736b38
@@ -218,31 +222,99 @@ def loss_table(
     lines += [f"{'{}..{}'.format(*x['t']):>11s} {x['n']:6d}   {x['loss']:.4f}{pm(x['se'])}" for x in r["ranges"]]
     return "\n".join([*lines, f"{'all':>11s} {r['n']:6d}   {r['loss']:.4f}{pm(r['se'])}   (seed {r['seed']}, ± one standard error)"])
 
-# %% ../nbs/a2_cli.ipynb #9ccc6de7
-@command("diffusion-nb evaluate runs/quick", "diffusion-nb evaluate runs/quick --ranges 20 --seed 1 --json")
+# %% ../nbs/a2_cli.ipynb #c4678ba7
+def draw_images(
+    process,     # has `T` and `sample`
+    net,         # in eval mode
+    n:int,       # images
+    seed:int=0,  # of the noise
+    at_once:int=100, # images in a batch
+):               # tensor (n, 1, H, W)
+    "Images from a network, with a bar that counts steps."
+    import torch
+    from tqdm import tqdm
+    from diffusion_nb.training import stream
+    out = []
+    with tqdm(total=process.T*-(-n//at_once), unit="step", desc=f"drawing {n:,} images", leave=False, disable=not sys.stderr.isatty()) as bar:
+        for i in range(0, n, at_once):
+            for s in process.sample(net, min(at_once, n - i), generator=stream(seed, "evaluate", i, device=device())): bar.update()
+            out.append(s.z_t.cpu())
+    return torch.cat(out)
+
+def read_images(
+    path:Path, # a .npy file: uint8 pixels, or floats around [-0.5, 0.5]
+):             # tensor (n, 1, H, W)
+    "Stored images, such as `sample --array` writes."
+    import numpy as np
+    import torch
+    from diffusion_nb.metrics import MetricError
+    try: x = np.load(path, allow_pickle=False)
+    except FileNotFoundError: raise MetricError(f"there is no file {path}") from None
+    except (OSError, ValueError, EOFError) as e: raise MetricError(f"{path} cannot be read as a .npy file of numbers ({' '.join(str(e).split())[:80]})") from None
+    if not isinstance(x, np.ndarray) or x.dtype.kind not in "uif": raise MetricError(f"{path} holds no array of numbers")
+    x = torch.from_numpy(np.ascontiguousarray(x.astype("uint8" if x.dtype == "uint8" else "float32" if x.dtype.kind == "f" else "int64")))
+    return x[:, None] if x.ndim == 3 else x
+
+# %% ../nbs/a2_cli.ipynb #4d829e13
+def scored(
+    images,       # as `read_images` and `draw_images` give them
+    what:str,     # what they are
+    inception:Path=None, # weights of Inception v3, to use its features
+    most:float=0.02,     # share of values that may lie far outside the range
+):                # an `Evaluation`
+    "Digit metrics beside their floors, with a bar."
+    from diffusion_nb.metrics import evaluate, inception_extractor
+    return evaluate(images, what, inception_extractor(inception) if inception else None, most=most, progress=sys.stderr.isatty())
+
+def losses(
+    run:Path,    # folder of a run
+    loaded:tuple, # as from `load_run`
+    n:int,       # test images, the first ones (None: all)
+    ranges:int,  # of t
+    seed:int,    # of time steps and noise
+    weights:str, # ema or raw
+)->dict:         # for the JSON file
+    "Held-out losses of a run, and what they were measured with."
+    from diffusion_nb.experiments import build, held_out
+    from diffusion_nb.training import hardware, versions
+    e, process, net = loaded
+    images = build("data", e.values | {"images": n}, "test")
+    step = json.loads((run/"card.json").read_text())["step"]
+    return {"run": run.resolve().name, "step": step, "weights": weights, "data": f"{e['data']}, test", **held_out(process, net, images.to(device()), ranges, seed),
+            "hardware": hardware(device()), "versions": versions()}
+
+# %% ../nbs/a2_cli.ipynb #17f4d98d
+@command("diffusion-nb evaluate runs/quick", "diffusion-nb evaluate runs/quick --samples 1000", "diffusion-nb evaluate runs/quick --samples 0 --ranges 20 --seed 1 --json", "diffusion-nb evaluate --images digits.npy")
 def evaluate(
-    run:Path,             # folder of a run
+    run:Path=None,        # folder of a run
     *,
-    n:int=None,           # test images, the first ones (unless given, all)
+    images:Path=None,     # score the images of this .npy file instead of a run's
+    samples:int=100,      # images to draw and score (0: only the loss)
+    n:int=None,           # test images for the loss, the first ones (unless given, all)
     ranges:int=10,        # ranges of t
     seed:int=0,           # of time steps and noise
     out:Path=None,        # JSON file (unless given, evaluation.json in the run's folder)
     weights:str="ema",    # ema (averaged) or raw (of the last step)
-    json_:bool=False,     # print JSON instead of the table
+    inception:Path=None,  # Inception v3's weights: score with its features (slow without a GPU)
+    json_:bool=False,     # print JSON instead of the tables
 ):
-    "Measure a run's loss on test images, for each range of t."
+    "Measure a run's loss and images, or score stored ones."
     if n is not None and n < 1 or ranges < 1: raise typer.BadParameter("-n and --ranges must be at least 1")
-    from diffusion_nb.experiments import build, held_out, load_run
-    from diffusion_nb.training import as_json, hardware, versions, write_durable
-    e, process, net = load_run(run, weights)
-    images = build("data", e.values | {"images": n}, "test")
-    result = held_out(process, net.to(device()), images.to(device()), ranges, seed)
-    step = json.loads((run/"card.json").read_text())["step"]
-    result = {"run": run.resolve().name, "step": step, "weights": weights, "data": f"{e['data']}, test", **result, "hardware": hardware(device()), "versions": versions()}
-    write_durable(out or run/"evaluation.json", as_json(result))
-    say(json.dumps(result, indent=1) if json_ else loss_table(result))
+    if samples < 0: raise typer.BadParameter("--samples must be at least 0")
+    if (run is None) == (images is None): raise typer.BadParameter("give either a run or --images")
+    from diffusion_nb.training import as_json, write_durable
+    result, score = {}, None
+    if images: score = scored(read_images(images), images.name, inception)
+    else:
+        from diffusion_nb.experiments import load_run
+        e, process, net = loaded = load_run(run, weights)
+        result = losses(run, (e, process, net.to(device())), n, ranges, seed, weights)
+        if samples and e["data"].startswith("mnist"): score = scored(draw_images(process, net, samples, seed), f"{result['run']}, step {result['step']:,}", inception, most=1)  # their range is known
+    if score: result["images"] = score.as_dict()
+    if out or run: write_durable(out or run/"evaluation.json", as_json(result), "Choose another file")
+    say(json.dumps(result, indent=1) if json_ else "\n\n".join(([loss_table(result)] if run else []) + ([repr(score)] if score else [])))
 
-# %% ../nbs/a2_cli.ipynb #ff6b2c20
+# %% ../nbs/a2_cli.ipynb #ae91a9ac
 def cards(
     folder:Path, # of runs, or one run
 )->list:         # (path, card); the card is None where it cannot be read
@@ -251,7 +323,7 @@ def cards(
     for path in [folder] if (folder/"card.json").exists() else sorted(p for p in folder.iterdir() if (p/"card.json").exists()):
         try: found.append((path, json.loads((path/"card.json").read_text())))
         except (OSError, ValueError): found.append((path, None))
-    return sorted(found, key=lambda f: (f[1] or {}).get("when", ""))
+    return sorted(found, key=lambda f: (f[1] if isinstance(f[1], dict) else {}).get("when", ""))
 
 def run_row(
     path:Path, # the run's folder

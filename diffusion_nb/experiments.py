@@ -244,13 +244,13 @@ def comments(
     except (OSError, TypeError): return {}
     return dict(reversed(re.findall(r"^\s+(\w+)\s*[:=][^#\n]*#\s*(.+?)\s*$", source, re.M)))
 
-# %% ../nbs/07_experiments.ipynb #42680fdc
+# %% ../nbs/07_experiments.ipynb #b8f317f6
 def as_text(
     v,    # a value
 )->str:   # as one would write it on a command line
     "The inverse of `parse`, for one value."
     if isinstance(v, (tuple, list)): return ",".join(map(as_text, v))
-    return str(v).lower() if v is None or isinstance(v, bool) else f"{v:g}" if isinstance(v, float) else str(v)
+    return str(v).lower() if v is None or isinstance(v, bool) else (f"{v:g}" if float(f"{v:g}") == v else repr(v)) if isinstance(v, float) else str(v)
 
 def table(
     e:Experiment, # what to show
@@ -263,7 +263,7 @@ def table(
         lines += [f"{'*' if k.strip() in e.overrides else ' '} {k:18s} {as_text(v):14s} {c}".rstrip() for k, v, c in rows]
     return "\n".join(lines)
 
-# %% ../nbs/07_experiments.ipynb #794b4549
+# %% ../nbs/07_experiments.ipynb #5734cc7b
 def build(
     part:str,    # "data", "process", "network" or "optimizer"
     values:dict, # complete description
@@ -273,7 +273,7 @@ def build(
     given = {k: values[k] for k in parameters(part, values[part]) if k in values}
     try: return target(part, values[part])(*args, **given)
     except ExperimentError: raise
-    except (TypeError, ValueError, OverflowError) as e:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as e:
         raise ExperimentError(f"{part}={values[part]} cannot be built with {', '.join(f'{k}={as_text(v)}' for k, v in given.items())}: {e}") from e
 
 def new_network(

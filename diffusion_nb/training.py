@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TrainingError', 'Settings', 'make_settings', 'steps_per_epoch', 'total_steps', 'learning_rate', 'ema_decay',
            'ema_update', 'seed_for', 'stream', 'epoch_order', 'batch_index', 'has_bf16', 'autocast', 'step_seconds',
-           'choose_precision', 'write_durable', 'state_tensors', 'restore', 'save_checkpoint', 'checkpoints',
-           'read_checkpoint', 'last_checkpoint', 'read_log', 'hardware', 'versions', 'share', 'GlobalDraws', 'grid_png',
-           'polite_stop', 'Trained', 'train', 'load_weights', 'read_card', 'pretrained_folder', 'save_pretrained',
-           'read_pretrained']
+           'choose_precision', 'write_durable', 'sync_folder', 'state_tensors', 'restore', 'save_checkpoint',
+           'checkpoints', 'read_checkpoint', 'last_checkpoint', 'read_log', 'hardware', 'versions', 'share',
+           'GlobalDraws', 'grid_png', 'polite_stop', 'Trained', 'train', 'load_weights', 'read_card',
+           'pretrained_folder', 'save_pretrained', 'read_pretrained']
 
 # %% ../nbs/05_training.ipynb #27809b4b
 import contextlib, copy, difflib, errno, functools, hashlib, inspect, io, json, math, os, platform, re, shlex, signal, sys, threading, time, warnings
@@ -152,7 +152,7 @@ def ema_update(
     torch._foreach_lerp_(list(avg.parameters()), list(net.parameters()), 1 - decay)
     for a, b in zip(avg.buffers(), net.buffers()): a.copy_(b)
 
-# %% ../nbs/05_training.ipynb #d8fafa42
+# %% ../nbs/05_training.ipynb #cd31fafa
 def seed_for(
     *key,  # numbers and words, such as (seed, "loss", step)
 )->int:    # 48 bits
@@ -162,7 +162,7 @@ def seed_for(
 def stream(
     *key,         # as for `seed_for`
     device="cpu", # where the numbers are drawn
-)->torch.Generator:
+)->torch.Generator: # on that device
     "A new generator that belongs to `key`."
     return torch.Generator(device).manual_seed(seed_for(*key))
 
@@ -222,42 +222,50 @@ def step_seconds(
         best = min(best, time.perf_counter() - t0)
     return best
 
-# %% ../nbs/05_training.ipynb #1189fc95
+# %% ../nbs/05_training.ipynb #b12bcfc4
 def choose_precision(
-    process,           # as for `step_seconds`
-    net:nn.Module,
-    x:Tensor,
+    process,           # these three as for `step_seconds`
+    net:nn.Module,     # not changed
+    x:Tensor,          # images, (B, C, H, W)
     wanted:str="auto", # anything else is obeyed
 )->str:                # "fp32" or "bf16"
     "bfloat16 where the hardware has it and a few steps are faster with it; float32 elsewhere."
     if wanted != "auto" or not has_bf16(x.device): return wanted.replace("auto", "fp32")
     return min(("bf16", "fp32"), key=lambda p: step_seconds(process, net, x[:32], p))
 
-# %% ../nbs/05_training.ipynb #4001b07e
+# %% ../nbs/05_training.ipynb #1573ec4a
 @contextlib.contextmanager
 def explained(
     doing:str, # what failed if something fails
+    remedy:str=None, # what to do about it (None: what helps a run)
 ):
     "Turn an error of the operating system into a `TrainingError` with a remedy."
     try: yield
     except (OSError, DataError) as e:
         e = e.__cause__ if isinstance(e, DataError) else e
         full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        remedy = "Free some space and run the same command again: it goes on from the last good checkpoint" if full else "Choose another run folder"
-        raise TrainingError(f"{doing}: {e.strerror or e}. {remedy}") from e
+        other = "Free some space and run the same command again: it goes on from the last good checkpoint" if full else "Choose another run folder"
+        raise TrainingError(f"{doing}: {e.strerror or e}. {remedy or other}") from e
 
-# %% ../nbs/05_training.ipynb #66edb55d
+# %% ../nbs/05_training.ipynb #5a2588db
 def write_durable(
     path:Path,  # final place of the file
     data:bytes, # its content
+    remedy:str=None, # said where it cannot be written (None: what helps a run)
 ):
     "Write a file that is complete under its name or not there, and survives a power cut: fsync, rename, fsync the folder."
-    with explained(f"cannot write {path}"):
+    with explained(f"cannot write {path}", remedy):
         write_atomic(path, data)
-        if os.name == "nt": return
-        fd = os.open(path.parent, os.O_RDONLY)
-        try: os.fsync(fd)
-        finally: os.close(fd)
+        sync_folder(path.parent)
+
+def sync_folder(
+    path:Path, # a folder, whose entries are to survive a power cut
+):
+    "fsync for names (Windows does without)."
+    if os.name == "nt": return
+    fd = os.open(path, os.O_RDONLY)
+    try: os.fsync(fd)
+    finally: os.close(fd)
 
 # %% ../nbs/05_training.ipynb #029c4182
 def as_json(v)->bytes:
@@ -284,12 +292,12 @@ def part(
     "The tensors that belong to one part of the state."
     return {k[len(name) + 1:]: v for k, v in tensors.items() if k.startswith(name + ".")}
 
-# %% ../nbs/05_training.ipynb #7ecbf439
+# %% ../nbs/05_training.ipynb #16f5cbbf
 def restore(
     tensors:dict,  # as from `state_tensors`
     net:nn.Module, # these three are changed in place
-    ema:nn.Module,
-    opt,
+    ema:nn.Module, # the averaged one
+    opt,           # the optimizer
 ):
     "Put the state back: the inverse of `state_tensors`."
     net.load_state_dict(part(tensors, "net"))
@@ -300,7 +308,7 @@ def restore(
         state.setdefault(int(i), {})[name] = v
     opt.load_state_dict({"state": state, "param_groups": opt.state_dict()["param_groups"]})
 
-# %% ../nbs/05_training.ipynb #e74be66a
+# %% ../nbs/05_training.ipynb #520c3f16
 def save_checkpoint(
     folder:Path,  # where the checkpoints of a run lie
     tensors:dict, # name = tensor
@@ -312,7 +320,7 @@ def save_checkpoint(
     path, data = folder/f"step-{info['step']:08d}.json", safetensors.torch.save(tensors)
     write_durable(path.with_suffix(".safetensors"), data)
     write_durable(path, as_json({"info": info, "sha256": {"info": sha256(as_json(info)), "tensors": sha256(data)}}))
-    for old in checkpoints(folder)[keep:]: drop(old)
+    for old in [p for p in checkpoints(folder) if p.stem <= path.stem][keep:]: drop(old)
     return path
 
 def checkpoints(
@@ -340,11 +348,12 @@ def read_checkpoint(
     if saved["sha256"] != sums: raise TrainingError(f"checkpoint {path.stem} is damaged: {len(data):,} bytes that do not match the checksum")
     return saved["info"], data
 
-# %% ../nbs/05_training.ipynb #c77bf06c
+# %% ../nbs/05_training.ipynb #1210425e
 def last_checkpoint(
     folder:Path, # where the checkpoints of a run lie
+    remove:bool=False, # remove the damaged ones? (for whoever holds the run's lock)
 )->tuple:        # as from `read_checkpoint`; None where there is none
-    "The newest checkpoint that is whole; damaged ones before it are passed over with a warning, and removed."
+    "The newest checkpoint that is whole; damaged ones before it are passed over with a warning."
     bad = {}
     for path in checkpoints(folder):
         try: good = read_checkpoint(path)
@@ -353,18 +362,19 @@ def last_checkpoint(
             continue
         for b, e in bad.items():
             warnings.warn(f"{e}; going back to {path.stem}", stacklevel=2)
-            drop(b)
+            unread = isinstance(e.__cause__, OSError) and e.__cause__.errno != errno.ENOENT   # a disk that fails to read is no proof of damage
+            if remove and not unread: drop(b)
         return good
     if bad: raise TrainingError(f"{'; '.join(map(str, bad.values()))}; no other is left. Remove {folder} to start the run again")
 
-# %% ../nbs/05_training.ipynb #43a6dbb5
+# %% ../nbs/05_training.ipynb #730e2b73
 def read_log(
     run, # the run's folder
 )->list: # a dict for each step: step, epoch, loss, lr, seconds
     "The log of a run; a last line that a crash cut short is left out."
     rows = []
     with contextlib.suppress(FileNotFoundError, ValueError):
-        for line in (Path(run)/"log.jsonl").read_text().splitlines(): rows.append(json.loads(line))
+        for line in (Path(run)/"log.jsonl").read_text(errors="replace").splitlines(): rows.append(json.loads(line))
     return rows
 
 # %% ../nbs/05_training.ipynb #8ca2ec33
@@ -418,7 +428,7 @@ def same_run(
     if diff := [f"{k} was {old.get(k)!r} and is now {new[k]!r}" for k in fixed if old.get(k) != new[k]]:
         raise TrainingError(f"the folder belongs to another run: {'; '.join(diff)}. Choose another folder, or the old values")
 
-# %% ../nbs/05_training.ipynb #22af7889
+# %% ../nbs/05_training.ipynb #39882e65
 @contextlib.contextmanager
 def locked(
     run:Path, # the run's folder, made if it is not there
@@ -426,7 +436,8 @@ def locked(
     "Hold a run's folder."
     with explained(f"cannot use the run folder {run}"), contextlib.ExitStack() as stack:
         run.mkdir(parents=True, exist_ok=True)
-        f = stack.enter_context(open(run/"lock", "w"))
+        sync_folder(run.parent)
+        f = stack.enter_context(open(run/"lock", "a"))
         try:
             import fcntl
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -435,14 +446,16 @@ def locked(
         stack = stack.pop_all()
     with stack: yield
 
-# %% ../nbs/05_training.ipynb #591e49e1
-OURS = r"lock|checkpoints|samples|weights|\..*\.part|(config|card|log|ema|raw|loss)\..*"   # names in a run's folder
+# %% ../nbs/05_training.ipynb #44d16815
+OURS = r"lock|\..*\.part"   # all that a run can have left in its folder before its config is there
 
 def read_json(path:Path):
     "A JSON file's content; None where there is no such file."
-    try: return json.loads(path.read_text())
+    try: found = json.loads(path.read_text())
     except FileNotFoundError: return None
     except (OSError, ValueError) as e: raise TrainingError(f"{path} cannot be read ({e}). Choose another run folder") from e
+    if not isinstance(found, dict): raise TrainingError(f"{path} does not hold what a run writes there. Choose another run folder")
+    return found
 
 def open_run(
     run:Path,    # folder, locked
@@ -451,16 +464,17 @@ def open_run(
     "Look at a run's folder before anything is written into it, and sweep out what a crash left half written."
     old, foreign = read_json(run/"config.json"), [p.name for p in run.iterdir() if not re.fullmatch(OURS, p.name)]
     if old and not resume: raise TrainingError(f"{run} already holds a run. Choose another folder, or resume=True to go on with it")
-    if not old and foreign:
-        (run/"lock").unlink()
-        raise TrainingError(f"{run} holds {min(foreign)} and no run. Choose a new folder")
+    mine = (run/"lock").stat().st_size == 0
+    if not old and (foreign or not mine):
+        if mine: (run/"lock").unlink()
+        raise TrainingError(f"{run} holds {min(foreign or ['lock'])} and no run. Choose a new folder")
     for folder in (run, run/"checkpoints", run/"samples", run/"weights"): sweep(folder, age=0)
     good = {p.stem for p in checkpoints(run/"checkpoints")}
     for p in (run/"checkpoints").glob("step-*.safetensors"):
         if p.stem not in good: p.unlink()
     return old
 
-# %% ../nbs/05_training.ipynb #2a07f480
+# %% ../nbs/05_training.ipynb #fa1ef497
 def hardware(
     device:torch.device, # where the network is
 )->dict:                 # name = text or number
@@ -472,7 +486,7 @@ def hardware(
     return {"device": device.type, "cpu": cpu, "cores": cores, "threads": torch.get_num_threads(), "system": platform.system()} | gpu
 
 @functools.cache
-def versions()->dict:
+def versions()->dict: # name = version
     "The software a run depends on."
     out = {"python": platform.python_version()}
     for name in ("diffusion_nb", "torch", "accelerate", "safetensors", "numpy"):
@@ -489,7 +503,7 @@ def share(
     lo, hi = n*rank//world, n*(rank + 1)//world
     return (slice(lo, hi), (hi - lo)*world/n) if hi > lo else (slice(0, 1), 0.)
 
-# %% ../nbs/05_training.ipynb #8031dd03
+# %% ../nbs/05_training.ipynb #0c722c01
 class GlobalDraws(TorchFunctionMode):
     "Inside, a draw for the rows of one process is made for the whole batch, the same everywhere, and cut to those rows."
     def __init__(self,
@@ -500,12 +514,15 @@ class GlobalDraws(TorchFunctionMode):
         self.rows, self.n, self.mine = rows, n, rows.stop - rows.start
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
+        kwargs = kwargs or {}
         if kwargs.get("generator") is None: return func(*args, **kwargs)
-        *first, size = (*args, kwargs.pop("size")) if "size" in kwargs else args
-        if func in (torch.rand, torch.randn) and not isinstance(size, (tuple, list)): first, size = [], args
-        if func in (torch.rand, torch.randn, torch.randint) and size and size[0] == self.mine:
-            return func(*first, (self.n, *size[1:]), **kwargs)[self.rows]
+        if func in (torch.rand, torch.randn, torch.randint):
+            named = "size" in kwargs
+            first, size = ([*args], kwargs["size"]) if named else (list(args[:-1]), args[-1])
+            if func is not torch.randint and not named and not isinstance(size, (tuple, list)): first, size = [], args
+            if size and size[0] == self.mine:
+                whole = (self.n, *size[1:])
+                return (func(*first, **kwargs | {"size": whole}) if named else func(*first, whole, **kwargs))[self.rows]
         out = func(*args, **kwargs)
         if isinstance(out, Tensor) and out.ndim and len(out) == self.mine: raise TrainingError(
             f"with several processes, draw for the batch with torch.rand, torch.randn or torch.randint, not {func.__name__}")
@@ -583,26 +600,28 @@ def batch_loss(job:Job)->Tensor:
     with autocast(acc.device, s.precision), draws:
         return weight*job.process.loss(job.model, to_unit(job.images[index[rows]]), generator=stream(s.seed, "loss", job.step, device=acc.device))
 
-# %% ../nbs/05_training.ipynb #e20127c5
+# %% ../nbs/05_training.ipynb #0e491f0e
+def read_at_once(job:Job)->bool: return job.acc.device.type == "cpu" and job.acc.num_processes == 1
+
 def check_loss(job:Job, step:int, loss:float, what:str="the loss"):
     "Stop at a number that is none; the last good state is on disk already."
     import safetensors.torch
     if math.isfinite(loss): return
-    kept = "the network holds the weights before that step"
+    kept = "the network holds the weights before that step" if read_at_once(job) else "its weights are lost, since no run folder was given"
     if job.run and (good := last_checkpoint(job.run/"checkpoints")):
         restore(safetensors.torch.load(good[1]), job.net, job.ema, job.opt)
         kept = f"the last good state, that of step {good[0]['step']:,}, is in {job.run} and back in the network"
     raise TrainingError(f"{what} became {loss} at step {step:,} (epoch {(step - 1)//job.per_epoch + 1}); {kept}. "
                         "Try again in a new folder with a lower lr, a warmup, clip=1 or precision='fp32'")
 
-# %% ../nbs/05_training.ipynb #ab2e0b0c
+# %% ../nbs/05_training.ipynb #784d627d
 def advance(job:Job):
     "One step: loss, gradient, clipping, update, average."
     s = job.s
     lr = learning_rate(job.step, used(s, len(job.images), job.step, job.seconds), s.lr, s.schedule, s.warmup)
     for group in job.opt.param_groups: group["lr"] = lr
     loss = batch_loss(job)
-    if job.acc.device.type == "cpu" and job.acc.num_processes == 1: check_loss(job, job.step + 1, loss.item())
+    if read_at_once(job): check_loss(job, job.step + 1, loss.item())
     job.acc.backward(loss)
     if s.clip: job.acc.clip_grad_norm_(job.model.parameters(), s.clip)
     job.opt.step()
@@ -660,12 +679,12 @@ def grid_png(
     grid.resize((grid.width*zoom, grid.height*zoom), Image.NEAREST).save(out := io.BytesIO(), "png")
     return out.getvalue()
 
-# %% ../nbs/05_training.ipynb #e6ffc2ff
+# %% ../nbs/05_training.ipynb #343c323a
 def epoch_name(epoch:float)->str: return "epoch-" + f"{epoch:07.2f}".rstrip("0").rstrip(".")
 
-def draw(job:Job):
+def draw(job:Job, epoch:float=None):
     "A grid of samples, and the loss curve so far."
-    name = f"{epoch_name(job.step/job.per_epoch)}.png"
+    name = f"{epoch_name(epoch or job.step/job.per_epoch)}.png"
     if not job.run or (job.run/"samples"/name).exists(): return
     for state in job.process.sample(job.ema.eval(), job.s.n_samples, generator=stream(job.s.seed, "samples", device=job.acc.device)): pass
     write_durable(job.run/"samples"/name, grid_png(state.z_t))
@@ -676,14 +695,26 @@ def draw_loss(job:Job):
     from diffusion_nb.plots import plot_loss, png
     write_durable(job.run/"loss.png", png(plot_loss(job.losses, job.per_epoch)))
 
-# %% ../nbs/05_training.ipynb #3d332048
-def snapshot(job:Job):
+# %% ../nbs/05_training.ipynb #443ed529
+def snapshot(job:Job, epoch:float):
     "Both copies of the weights, under the epoch's name."
     import safetensors.torch
     tensors = {k: v for k, v in state_tensors(job.net, job.ema, job.opt).items() if not k.startswith("opt.")}
-    write_durable(job.run/"weights"/f"{epoch_name(job.step/job.per_epoch)}.safetensors", safetensors.torch.save(tensors, {"step": str(job.step)}))
+    write_durable(job.run/"weights"/f"{epoch_name(epoch)}.safetensors", safetensors.torch.save(tensors, {"step": str(job.step)}))
 
-def marks(job:Job)->tuple: return tuple(round(v*job.per_epoch) for v in (job.s.sample_every, job.s.keep_every))
+def marked(step:int, every:float, per_epoch:int):
+    "Which multiple of `every` epochs ends with this step; None where none does."
+    if not every: return None
+    every = max(every, 1/per_epoch)
+    k = round(step/per_epoch/every)
+    return k*every if k and round(k*every*per_epoch) == step else None
+
+def next_mark(step:int, every:float, per_epoch:int):
+    "The step at which the next multiple of `every` epochs ends."
+    every = max(every, 1/per_epoch)
+    k = math.floor(step/per_epoch/every)
+    while round(k*every*per_epoch) <= step: k += 1
+    return round(k*every*per_epoch)
 
 def keep(job:Job, rows:list):
     "On the main process: the log, then a checkpoint, samples and kept weights where they are due."
@@ -691,9 +722,9 @@ def keep(job:Job, rows:list):
     if rows: append_log(job.run, rows)
     ended, (steps, minutes) = job.status != "unfinished", interval(job.s.checkpoint_every)
     if ended or job.step % steps == 0 or job.seconds - job.saved[1] >= 60*minutes: save(job)
-    grids, weights = marks(job)
-    if grids and job.step and (job.step % grids == 0 or job.status == "finished"): draw(job)
-    if weights and job.step and job.step % weights == 0: snapshot(job)
+    grid, weights = (marked(job.step, every, job.per_epoch) for every in (job.s.sample_every, job.s.keep_every))
+    if grid or job.s.sample_every and job.step and job.status == "finished": draw(job, grid)
+    if weights: snapshot(job, weights)
 
 # %% ../nbs/05_training.ipynb #fdf344bf
 def progress_bar(job:Job, wanted:bool):
@@ -710,10 +741,10 @@ def show(job:Job, bar):
     bar.set_postfix_str(f"loss {np.mean(job.losses[-100:] or [math.nan]):.4f}, {job.rate:,.0f} images/s", refresh=False)
     bar.update(job.step - bar.n)
 
-# %% ../nbs/05_training.ipynb #49ff79d3
+# %% ../nbs/05_training.ipynb #169f9cd8
 @contextlib.contextmanager
 def polite_stop():
-    "Ctrl-C (or SIGTERM) is noted in the list this yields, to be obeyed between two steps; a second Ctrl-C is obeyed at once."
+    "Ctrl-C (or SIGTERM) is noted in the list this yields, to be obeyed between two steps; a second Ctrl-C, more than a second later, is obeyed at once."
     asked = []   # moments
     def note(signum, frame):   # a launcher passes on the Ctrl-C that its processes have seen already, so one within a second is the same one
         if asked and signum == signal.SIGINT and time.monotonic() - asked[0] > 1: raise KeyboardInterrupt
@@ -724,7 +755,7 @@ def polite_stop():
     finally:
         for s, handler in old.items(): signal.signal(s, handler or signal.SIG_DFL)
 
-# %% ../nbs/05_training.ipynb #e271a97c
+# %% ../nbs/05_training.ipynb #6cc61659
 def pause(job:Job, bar, asked:list):
     "Between two stretches of steps: read the losses, agree on time and stop, log, sample and save where due, plan the next pause."
     s, acc, rows = job.s, job.acc, read_losses(job)
@@ -735,7 +766,9 @@ def pause(job:Job, bar, asked:list):
     for r in rows: acc.log({"loss": r["loss"], "lr": r["lr"]}, step=r["step"])
     show(job, bar)
     pace = on_main(acc, lambda: int(min(max(job.stepping[0]/max(job.stepping[1], 1e-9)/2, 1), 100)))
-    due = [(job.step//k + 1)*k for k in (interval(s.checkpoint_every)[0], *marks(job)) if 0 < k < math.inf]
+    every = interval(s.checkpoint_every)[0]
+    due = [(job.step//every + 1)*every] if every < math.inf else []
+    due += [next_mark(job.step, e, job.per_epoch) for e in (s.sample_every, s.keep_every) if e]
     job.next_pause, job.resumed_at = min(job.step + pace, job.total, *due), time.monotonic()
 
 # %% ../nbs/05_training.ipynb #ed6766f1
@@ -752,7 +785,7 @@ def check_inputs(process, net, images, device):
         raise TrainingError(f"process and network cannot take images of shape {tuple(images.shape[1:])}: {why}") from e
     if loss.ndim: raise TrainingError(f"the process's loss must be one number, not a tensor of shape {tuple(loss.shape)}")
 
-# %% ../nbs/05_training.ipynb #49c874ba
+# %% ../nbs/05_training.ipynb #bbfb070b
 def start(stack, process, net, images, s, run, resume, trackers, extras)->Job:
     "Check everything, take the folder, and set up a run, new or where it stopped."
     acc, run, images = accelerator(run, trackers), Path(run) if run else None, getattr(images, "images", images)
@@ -774,7 +807,7 @@ def start(stack, process, net, images, s, run, resume, trackers, extras)->Job:
 def pick_up(job:Job):
     "Continue from the last checkpoint, if there is one; else make the first."
     import safetensors.torch
-    found = on_main(job.acc, lambda: last_checkpoint(job.run/"checkpoints") if job.run else None)
+    found = on_main(job.acc, lambda: last_checkpoint(job.run/"checkpoints", remove=True) if job.run else None)
     if found:
         restore(safetensors.torch.load(found[1]), job.net, job.ema, job.opt)
         job.step, job.seconds, job.saved = found[0]["step"], found[0]["seconds"], (found[0]["step"], found[0]["seconds"])
@@ -867,7 +900,7 @@ def train(
         bar.close()
         return finish(job)
 
-# %% ../nbs/05_training.ipynb #383e7848
+# %% ../nbs/05_training.ipynb #519e0782
 def load_weights(
     net:nn.Module,    # changed in place
     run,              # the run's folder
@@ -881,6 +914,7 @@ def load_weights(
         found = last_checkpoint(run/"checkpoints") if epoch is None else (None, (run/"weights"/f"{epoch_name(epoch)}.safetensors").read_bytes())
         if found: net.load_state_dict(part(safetensors.torch.load(found[1]), which.replace("raw", "net")))
         else: net.load_state_dict(safetensors.torch.load_file(run/f"{which}.safetensors"))
+    except TrainingError: raise
     except (OSError, RuntimeError, safetensors.SafetensorError) as e:
         raise TrainingError(f"no weights for this network in {run}: {' '.join(str(e).split())[:160]}") from e
     return net

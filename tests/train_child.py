@@ -17,7 +17,7 @@ from diffusion_nb.schedule import linear
 torch.set_num_threads(1)
 torch.optim.Adam(nn.Linear(1, 1).parameters())  # loads much of torch, once for all forked processes
 PROCESS = GaussianProcess(linear(40))
-SETTINGS = dict(batch_size=65, steps=40, lr=1e-2, warmup=5, schedule="cosine", ema=0.9, precision="fp32", checkpoint_every=2, sample_every=0.5, n_samples=4)
+SETTINGS = dict(batch_size=65, steps=40, lr=1e-2, warmup=5, schedule="cosine", ema=0.9, precision="fp32", checkpoint_every=2, sample_every=0.5, n_samples=4, keep_every=0.5)
 
 
 class Tiny(nn.Module):
@@ -68,6 +68,7 @@ def outcome(run):
     log = training.read_log(run)
     return {"step": info["step"], "state": training.sha256(data), "files": files, "steps": [r["step"] for r in log], "losses": [r["loss"] for r in log],
             "lines": len((run/"log.jsonl").read_text().splitlines()), "samples": {p.name: training.sha256(p.read_bytes()) for p in sorted((run/"samples").iterdir())},
+            "weights": {p.name: training.sha256(p.read_bytes()) for p in sorted((run/"weights").iterdir())},
             "kept": len(list((run/"checkpoints").iterdir())), "strays": [p.name for p in run.rglob("*.part")]}
 
 
@@ -77,7 +78,8 @@ def kills(folder, n):
     assert fate(forked(lambda: once(folder/"whole"))) == 0
     seconds, whole, rng = time.time() - t0, outcome(folder/"whole"), random.Random()
     report = {"seconds": seconds, "killed": 0, "reached": [], "different": []}
-    for i in range(n):
+    while report["killed"] < n and len(report["reached"]) < 10*n:
+        i = len(report["reached"])
         pid = forked(lambda: once(folder/f"{i}"))
         time.sleep(rng.uniform(0, seconds))
         os.kill(pid, signal.SIGKILL)
@@ -91,7 +93,7 @@ def kills(folder, n):
 
 def writes(folder):
     "Die at each write of a run, at one of three instants; the resumed run must come to the same end."
-    small = dict(steps=6, checkpoint_every=2, sample_every=0.125)
+    small = dict(steps=6, checkpoint_every=2, sample_every=0.125, keep_every=0.125)
     write = training.write_atomic
     def dying(at, how):
         count = 0

@@ -82,28 +82,15 @@ def report(times: dict[str, float]):
     print("Read on: `make lab` opens the notebooks, `make site` renders the pages.")
 
 
-def hardware() -> str:
-    "The processor, as a reader would name it."
-    import platform
-    model = platform.processor() or platform.machine()
-    try: model = next(l.split(":")[1].strip() for l in open("/proc/cpuinfo", encoding="utf-8") if l.startswith("model name"))
-    except (OSError, StopIteration): pass
-    return f"{os.cpu_count()} cores, {model}"
-
-
 def remember(times: dict[str, float]):
     "Keep the minutes of chapters whose outputs were stored where pages may quote them: results/results.json."
-    import platform, torch
+    from diffusion_nb.metrics import Result, read_results, record
     path = nbio.ROOT/"results"/"results.json"
-    known = {r["id"]: r for r in json.loads(path.read_text(encoding="utf-8"))} if path.exists() else {}
+    known, times = read_results(path), {p.stem: times[p.stem] for p in nbio.chapters() if p.stem in times}
+    if not times: return
     old = {p.stem: 60*known[f"course/{p.stem}/minutes"]["value"] for p in nbio.chapters() if f"course/{p.stem}/minutes" in known}
     for name, s in [*times.items(), ("all", sum((old | times).values()))]:
-        known[f"course/{name}/minutes"] = {
-            "id": f"course/{name}/minutes", "metric": "minutes", "value": round(s/60, 2), "interval": None, "n": 1, "features": None,
-            "command": "make course", "seed": None, "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "hardware": hardware(), "date": time.strftime("%Y-%m-%d")}
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(sorted(known.values(), key=lambda r: r["id"]), indent=1) + "\n", encoding="utf-8")
+        record(f"course/{name}/minutes", Result("minutes", round(s/60, 2)), "make course", path=path)
 
 
 def main():
@@ -116,6 +103,7 @@ def main():
 
     os.environ.setdefault("DIFFUSION_NB_RUNS", str(RUNS))
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait must not burn the core another needs
+    if a.store: os.environ["DIFFUSION_NB_RECORD"] = "1"  # chapters keep what they measured in results.json
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     os.environ["PATH"] = str(Path(sys.executable).parent) + os.pathsep + os.environ["PATH"]
     OUT.mkdir(exist_ok=True)

@@ -111,11 +111,20 @@ def results_out_of_step(root: Path) -> list[str]:
                    if not re.search(rf"^{'together' if n == 'all' else n} +{rows[f'course/{n}/minutes']['value']:.1f} min", text, re.M)]
 
 
+def numbers_out_of_step(root: Path) -> list[str]:
+    "What is wrong with results.json, and numbers that pages quote from it and it does not have."
+    from diffusion_nb.metrics import check_quotes, validate_results
+    rows = json.loads((root/"results"/"results.json").read_text(encoding="utf-8"))
+    if said := validate_results(rows): return [f"results.json: {s}" for s in said]
+    known = {r["id"]: r for r in rows}
+    return [f"{p.name}: {s}" for p in nbio.notebooks(root) for s in check_quotes(json.loads(p.read_text(encoding="utf-8")), known)]
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--check", action="store_true", help="change nothing, only say what is wrong")
     if not p.parse_args().check: return prepare(nbio.ROOT)
-    said = out_of_step(nbio.ROOT) + results_out_of_step(nbio.ROOT) + [s for path in nbio.notebooks() for s in unfit(path)]
+    said = out_of_step(nbio.ROOT) + results_out_of_step(nbio.ROOT) + numbers_out_of_step(nbio.ROOT) + [s for path in nbio.notebooks() for s in unfit(path)]
     print("\n".join(said) or "Library, notebooks, results and README are in step; every cell that should show something does.")
     sys.exit(bool(said))
 
