@@ -29,6 +29,7 @@ def open_browser():
 def watched(browser, home: str, **kwargs):
     "A page, the list of requests that went anywhere but `home` (they are cut off), and the list of console errors."
     page, away, errors = browser.new_page(**kwargs), [], []
+    page.set_default_timeout(120_000)   # a loaded machine is slow, not wrong
     def gate(route):
         url = route.request.url
         if url.startswith((home, "data:", "blob:")): return route.continue_()
