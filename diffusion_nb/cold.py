@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STARTS', 'line_order', 'check_order', 'check_square', 'at_batch', 'Average', 'Separable', 'Blur', 'Pixelate', 'Mask',
-           'algorithm_1', 'algorithm_2', 'length', 'energy_score', 'ColdProcess', 'ship', 'pretrained', 'places',
-           'NoisyUNet', 'LineWriter', 'some_images', 'degradation', 'cold', 'noisy_unet', 'line_writer']
+           'algorithm_1', 'algorithm_2', 'length', 'energy_score', 'ColdProcess', 'pretrained', 'places', 'NoisyUNet',
+           'LineWriter', 'some_images', 'degradation', 'cold', 'noisy_unet', 'line_writer']
 
 # %% ../nbs/08_cold.ipynb #573dc259
 from dataclasses import dataclass, field
@@ -286,39 +286,17 @@ class ColdProcess:
         def next_line(s): return (mask(s) & ~mask(s - 1)).to(p.device) if self.objective == "likelihood" else None   # no other is used
         yield from steps(lambda z, s: self.predict(net, z, s, generator=generator, due=next_line(s)), self.degradation, check_images(z_T, "z_T").to(p.device))
 
-# %% ../nbs/08_cold.ipynb #f8853546
-def ship(
-    run,              # folder of a run
-    name:str,         # of the files, such as "cold-rows"
-    epoch:float=None, # of weights that were kept (None: the newest)
-    folder=None,      # None: the package's own
-):                    # the safetensors file
-    "Store a run's averaged weights in half precision, with a card that says how to make them again."
-    from diffusion_nb.experiments import new_network, read_experiment
-    from diffusion_nb.training import load_weights, read_card, read_log, save_pretrained
-    net, card = load_weights(new_network(read_experiment(run).values), run, epoch=epoch), read_card(run)
-    keep = ("experiment", "process", "network", "images", "step", "epoch", "minutes", "loss", "precision", "seed", "command", "hardware", "versions", "status")
-    more = {} if epoch is None else {"epoch": epoch, "step": None, "note": "weights kept on the way; minutes, loss and status are those of the run at the time of shipping"}
-    losses = [r["loss"] for r in read_log(run)][:None if epoch is None else round(epoch*card["step"]/card["epoch"])]
-    curve = [float(f"{sum(c)/len(c):.4g}") for c in (losses[len(losses)*i//100:len(losses)*(i + 1)//100] for i in range(100)) if c]   # means of a hundredth each
-    return save_pretrained(name, net.state_dict(), {k: card.get(k) for k in keep} | {"curve": curve} | more, folder, half=True)
-
-# %% ../nbs/08_cold.ipynb #3fbb4aae
+# %% ../nbs/08_cold.ipynb #0b5bcc92
 def pretrained(
     name:str,                 # of shipped weights
     process:ColdProcess=None, # the one it will be used with (None: the one it was trained with)
     folder=None,              # None: the package's own
 )->tuple:                     # process, network in eval mode, card
     "A shipped network with its process; another degradation than the one trained with is refused."
-    from diffusion_nb.experiments import build
-    from diffusion_nb.training import read_pretrained
-    tensors, card = read_pretrained(name, folder)
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in card["experiment"]["values"].items()}
-    own, net = build("process", values), build("network", values)
-    if f"degradation={own.degradation}" not in card["process"]: raise ValueError(f"{name} was trained with {card['process']}, and its card now means {own}")
+    from diffusion_nb.experiments import load_pretrained
+    own, net, card = load_pretrained(name, folder)
     if process is not None and repr(process.degradation) != repr(own.degradation): raise ValueError(f"{name} was trained with {own.degradation} and cannot restore {process.degradation}")
-    net.load_state_dict(tensors)
-    return process or own, net.eval(), card
+    return process or own, net, card
 
 # %% ../nbs/08_cold.ipynb #93b548e6
 def places(

@@ -6,7 +6,8 @@
 __all__ = ['PARTS', 'TABLE_1_1', 'TABLE_2_1', 'WRITES', 'PRESETS', 'ExperimentError', 'load_images', 'gaussian', 'one_of',
            'activation', 'channels', 'cnn', 'unet', 'adam', 'target', 'parameters', 'preset', 'complete', 'Experiment',
            'changed_part', 'experiment', 'unknown', 'parse', 'differences', 'comments', 'as_text', 'table', 'build',
-           'new_network', 'start', 'read_experiment', 'load_run', 'run_name', 'spans', 'span_loss', 'held_out']
+           'new_network', 'start', 'read_experiment', 'from_card', 'trained_process', 'load_run', 'ship',
+           'load_pretrained', 'run_name', 'spans', 'span_loss', 'held_out']
 
 # %% ../nbs/07_experiments.ipynb #16bebfe2
 import ast, difflib, functools, inspect, json, math, pkgutil, re
@@ -300,7 +301,7 @@ def start(
     process, net = build("process", e.values), new_network(e.values)
     return train(process, net, build("data", e.values), run=run, progress=progress, extras={"experiment": asdict(e)}, **settings, **kwargs)
 
-# %% ../nbs/07_experiments.ipynb #6213e50b
+# %% ../nbs/07_experiments.ipynb #e7087ba3
 def read_experiment(
     run,         # the run's folder
 )->Experiment:   # from its card
@@ -310,19 +311,62 @@ def read_experiment(
     except FileNotFoundError: raise ExperimentError(f"no run in {run}: {'there is no card.json' if Path(run).is_dir() else 'there is no such folder'}") from None
     except (OSError, ValueError): raise ExperimentError(f"{path} cannot be read") from None
     except KeyError: raise ExperimentError(f"the run in {run} was not made from a preset: its card does not say how to build the network") from None
+    return from_card(said)
+
+def from_card(
+    said:dict,   # the entry "experiment" of a card
+)->Experiment:   # with tuples where JSON has lists
+    "A description as a card keeps it."
     plain = {k: tuple(v) if isinstance(v, list) else v for k, v in said["values"].items()}
     return Experiment(said["preset"], plain, {k: plain[k] for k in said["overrides"]})
+
+def trained_process(
+    e:Experiment, # what a card describes
+    then:str,     # the process in words, as it was when the weights were trained
+):                # the process
+    "Build the process that weights belong to; one that is not the one trained with is refused (fields that came later have their defaults)."
+    from diffusion_nb.training import process_text
+    process = build("process", e.values)
+    if not (now := process_text(process)).startswith(then.removesuffix(")")): raise ExperimentError(f"the run was trained with {then}, and its card now means {now}")
+    return process
 
 def load_run(
     run,              # the run's folder
     which:str="ema",  # weights: "ema" (averaged) or "raw" (of the last step)
 )->tuple:             # experiment, process, network ready to use
     "A run's process and network, with the newest weights there are; a process that is not the one trained with is refused."
-    from diffusion_nb.training import load_weights, process_text, read_card
+    from diffusion_nb.training import load_weights, read_card
     e = read_experiment(run)
-    process, then = build("process", e.values), read_card(run)["process"]
-    if not (now := process_text(process)).startswith(then): raise ExperimentError(f"the run was trained with {then}, and its description now means {now}")
-    return e, process, load_weights(new_network(e.values), run, one_of("weights", which, ["ema", "raw"])).eval()
+    return e, trained_process(e, read_card(run)["process"]), load_weights(new_network(e.values), run, one_of("weights", which, ["ema", "raw"])).eval()
+
+# %% ../nbs/07_experiments.ipynb #44971014
+def ship(
+    run,              # folder of a run
+    name:str,         # of the files, such as "cold-rows"
+    epoch:float=None, # of weights that were kept (None: the newest)
+    folder=None,      # None: the package's own
+):                    # the safetensors file
+    "Store a run's averaged weights in half precision, with a card that says how to make them again."
+    from diffusion_nb.training import load_weights, read_card, read_log, save_pretrained
+    net, card = load_weights(new_network(read_experiment(run).values), run, epoch=epoch), read_card(run)
+    keep = ("experiment", "process", "network", "images", "step", "epoch", "minutes", "loss", "precision", "seed", "command", "hardware", "versions", "status")
+    more = {} if epoch is None else {"epoch": epoch, "step": None, "note": "weights kept on the way; minutes, loss and status are those of the run at the time of shipping"}
+    losses = [r["loss"] for r in read_log(run)][:None if epoch is None else round(epoch*card["step"]/card["epoch"])]
+    curve = [float(f"{sum(c)/len(c):.4g}") for c in (losses[len(losses)*i//100:len(losses)*(i + 1)//100] for i in range(100)) if c]   # means of a hundredth each
+    return save_pretrained(name, net.state_dict(), {k: card.get(k) for k in keep} | {"curve": curve} | more, folder, half=True)
+
+def load_pretrained(
+    name:str,    # of shipped weights
+    folder=None, # None: the package's own
+)->tuple:        # process, network in eval mode, card
+    "A shipped network with its process."
+    from diffusion_nb.training import read_pretrained
+    tensors, card = read_pretrained(name, folder)
+    if "experiment" not in card: raise ExperimentError(f"the weights {name!r} were not made from a preset: their card does not say how to build the network")
+    e = from_card(card["experiment"])
+    process, net = trained_process(e, card["process"]), new_network(e.values)
+    net.load_state_dict(tensors)
+    return process, net.eval(), card
 
 # %% ../nbs/07_experiments.ipynb #ad5b9b24
 def run_name(

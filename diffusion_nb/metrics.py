@@ -562,7 +562,7 @@ def kid(
     value, sd = (xx - 2*xy).mean().item() + ref.pairs, 2*(xx - xy).std().item()/math.sqrt(n)
     return Result("KID", value, (value - 1.96*sd, value + 1.96*sd) if times else None, **versus(x, ref))
 
-# %% ../nbs/06_metrics.ipynb #b56f4313
+# %% ../nbs/06_metrics.ipynb #3c657161
 def radii(
     x:Tensor,       # features, (n, d)
     k:int=5,        # which neighbour
@@ -582,50 +582,7 @@ def inside(
              zip(range(0, len(ref), rows), ref.split(rows), r.split(rows))]
     return torch.cat(found, 1)
 
-def density_coverage(
-    x:Features,    # a set to score
-    ref:Features,  # the set it is compared with; as many of it as there are in `x` are used
-    times:int=50,  # bootstrap draws of `x` for the intervals (0: none)
-    k:int=5,       # neighbours
-)->tuple:          # two results
-    "Naeem et al. (2020): how many balls around real images a generated one lies in, over k; the share of balls that hold one."
-    check_pair(x, ref, k + 1)
-    if len(ref) > len(x): ref = ref[torch.randperm(len(ref), generator=stream(0, "subset"))[:len(x)]]
-    n, m = len(x), len(ref)
-    centre, point = inside(ref.x, radii(ref.x, k), x.x)
-    def both(w): return w[point].sum().item()/(k*n), torch.zeros(m).index_fill_(0, centre[w[point] > 0], 1).mean().item()
-    values = both(torch.ones(n, dtype=torch.long))
-    draws = resample(both, n, times).reshape(-1, 2)
-    return tuple(Result(name, v, around(v, s), **versus(x, ref)) for name, v, s in zip(("density", "coverage"), values, draws.T))
-
-def expected_coverage(
-    n:int,   # generated images
-    m:int,   # real images
-    k:int=5, # neighbours
-)->float:    # of two sets from one distribution
-    "1 - prod_{i<=k} (m - i)/(n + m - i): the chance that one of the first k of all the others is a generated one."
-    return 1 - math.prod((m - i)/(n + m - i) for i in range(1, k + 1))
-
-# %% ../nbs/06_metrics.ipynb #b56f4313-2
-def radii(
-    x:Tensor,       # features, (n, d)
-    k:int=5,        # which neighbour
-    rows:int=1000,  # at once
-)->Tensor:          # (n,)
-    "Distance of each point to its k-th nearest neighbour among the others."
-    return torch.cat([torch.cdist(b, x).kthvalue(k + 1).values for b in x.split(rows)])
-
-def inside(
-    ref:Tensor,    # centres, (m, d)
-    r:Tensor,      # radius of each ball, (m,)
-    x:Tensor,      # points, (n, d)
-    rows:int=1000, # at once
-)->Tensor:         # pairs (centre, point), (2, number of pairs)
-    "Which points lie in which balls."
-    found = [(torch.cdist(b, x) < s[:, None]).nonzero().T + torch.tensor([[i], [0]]) for i, b, s in
-             zip(range(0, len(ref), rows), ref.split(rows), r.split(rows))]
-    return torch.cat(found, 1)
-
+# %% ../nbs/06_metrics.ipynb #3dbb5b97
 def density_coverage(
     x:Features,    # a set to score
     ref:Features,  # the set it is compared with; as many of it as there are in `x` are used

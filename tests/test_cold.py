@@ -276,7 +276,7 @@ def test_a_run_goes_on_exactly(tmp_path):
 def test_another_order_is_refused(tiny, tmp_path, monkeypatch):
     "When training goes on, when a run is loaded, and when shipped weights are used."
     assert "belongs to another run: process" in run("train", "report-cold-columns-4", *SMALL, "--set", "hidden=4,4", "--set", "sample_every=1", "--set", "order_seed=1", "--steps", 8, "--run", tiny, code=1)
-    c.ship(tiny, "tiny", folder=tmp_path)
+    x.ship(tiny, "tiny", folder=tmp_path)
     process, net, card = c.pretrained("tiny", folder=tmp_path)
     assert process.degradation == c.Average("columns", 4) and card["step"] == 8
     mine = load_weights(x.new_network(x.read_experiment(tiny).values), tiny)
