@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'FLAGS', 'METAVAR', 'COMPLETE', 'preset_names', 'option', 'one_line', 'guarded', 'command', 'say', 'changed',
-           'presets', 'train', 'device', 'trajectory', 'gif_bytes', 'npy_bytes', 'sample', 'loss_table', 'draw_images',
-           'read_images', 'scored', 'losses', 'evaluate', 'cards', 'run_row', 'runs', 'file_state', 'data', 'reproduce',
-           'show_version', 'general', 'main']
+           'preset_lines', 'presets', 'train', 'device', 'trajectory', 'gif_bytes', 'npy_bytes', 'sample', 'loss_table',
+           'draw_images', 'read_images', 'scored', 'losses', 'evaluate', 'cards', 'run_row', 'runs', 'file_state',
+           'data', 'reproduce', 'show_version', 'general', 'main']
 
 # %% ../nbs/a2_cli.ipynb #fa3bb837
 import functools, inspect, json, os, sys, time, warnings
@@ -103,7 +103,16 @@ def changed(
     except (x.ExperimentError, TrainingError) as err: raise typer.BadParameter(str(err)) from None
     return e
 
-# %% ../nbs/a2_cli.ipynb #9baaae9e
+# %% ../nbs/a2_cli.ipynb #3c9146bf
+def preset_lines(
+    names,       # of presets
+    head:str="", # before each
+)->str:          # lines
+    "Presets and what they are about, in two columns."
+    from diffusion_nb.experiments import PRESETS
+    width = max(map(len, names))
+    return "\n".join(f"{head}{k:{width}s}  {PRESETS[k]['about']}" for k in names)
+
 @command("diffusion-nb presets", "diffusion-nb presets report-ddpm", "diffusion-nb presets quick --set T=500 --json")
 def presets(
     name:str=None,        # one of the presets (none: list them)
@@ -114,7 +123,7 @@ def presets(
     "List the presets, or show all that one of them says."
     from diffusion_nb.experiments import PRESETS
     if name is None and not set_:
-        return say(json.dumps(PRESETS, indent=1) if json_ else "\n".join(f"{k:16s} {v['about']}" for k, v in PRESETS.items()))
+        return say(json.dumps(PRESETS, indent=1) if json_ else preset_lines(PRESETS))
     if name is None: raise typer.BadParameter("--set needs the name of a preset")
     e = changed(name, set_)
     say(json.dumps(e.values, indent=1) if json_ else str(e))
@@ -383,7 +392,7 @@ def data(
         say(f"{name}: {x['folder']} (sources, in this order: {', '.join(x['sources'])})")
         for f, state in x["files"].items(): say(f"  {f:26s} {state:8s} sha256 {d.SHA256[name][f][:16]}")
 
-# %% ../nbs/a2_cli.ipynb #c6493590
+# %% ../nbs/a2_cli.ipynb #be1d11be
 @command("diffusion-nb reproduce", "diffusion-nb reproduce --results results/results.json")
 def reproduce(
     claim:str=None, # a claim of the report
@@ -391,13 +400,12 @@ def reproduce(
     results:Path=Path("results/results.json"), # file of measured numbers
 ):
     "List what of the report can be repeated."
+    from collections import Counter
     from diffusion_nb.experiments import PRESETS, ExperimentError
-    say("Trainings of the report:")
-    for name, p in PRESETS.items():
-        if name.startswith("report"): say(f"  diffusion-nb train {name:16s} {p['about']}")
-    known = json.loads(results.read_text()) if results.is_file() else {}
-    names = list(known) if isinstance(known, dict) else [x.get("name", "?") for x in known]
-    say(f"Results known from {results}: {', '.join(map(str, names)) or 'none'}")
+    from diffusion_nb.metrics import read_results
+    say("Trainings of the report:\n" + preset_lines([k for k in PRESETS if k.startswith("report")], "  diffusion-nb train "))
+    known = Counter(id.split("/")[0] for id in read_results(results))
+    say(f"Measured numbers in {results}: {', '.join(f'{n} of {k}' for k, n in known.items()) or 'none'}")
     later = "the report's claims are not stored in this version; a later one will compare them with measurements, one by one"
     if claim: raise ExperimentError(f"cannot reproduce {claim!r}: {later}")
     say(f"Note: {later}.")

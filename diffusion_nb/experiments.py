@@ -128,7 +128,7 @@ def parameters(
     f = target(part, choice)
     return {p.name: p.default for p in inspect.signature(f).parameters.values() if p.kind is p.KEYWORD_ONLY or isinstance(f, type)}
 
-# %% ../nbs/07_experiments.ipynb #43af9f45
+# %% ../nbs/07_experiments.ipynb #6b0830dc
 TABLE_1_1 = {"data": "mnist", "process": "ddpm", "betas": "linear", "T": 1000, "beta_1": 1e-4, "beta_T": 0.02, "rescale": False, "loss": "mse",
              "network": "cnn", "hidden": (16, 32, 32, 16), "act": "gelu",
              "optimizer": "adam", "lr": 2e-4, "batch_size": 128, "epochs": 100, "schedule": "constant", "warmup": 0, "clip": None, "sample_every": 20, "keep_every": 1}
@@ -146,7 +146,7 @@ PRESETS = {
     "report-cold-columns": {"about": "its column averaging, Figure 3.3", **TABLE_2_1, "axis": "columns", "epochs": 60},
     "report-cold-rows-4": {"about": "rows in groups of 4, 7 steps, Table 3.2", **TABLE_2_1, "group": 4},
     "report-cold-columns-4": {"about": "columns in groups of 4, 7 steps, Table 3.1", **TABLE_2_1, "axis": "columns", "group": 4, "epochs": 60},
-    "cold-rows": {"about": "row averaging, restored by a network that writes lines (ten minutes on two CPU cores)", **WRITES},
+    "cold-rows": {"about": "row averaging, restored by a network that writes lines (chapter 08)", **WRITES},
     "cold-columns": {"about": "the same for columns", **WRITES, "axis": "columns", "writes": "columns", "steps": 3000},
     "quick": {"about": "a U-Net, four minutes long, for a first try on two CPU cores", "data": "mnist", "process": "ddpm", "network": "unet",
               "optimizer": "adam", "lr": 2e-3, "schedule": "cosine", "warmup": 100, "minutes": 4, "sample_every": 1000}}  # so seldom: only at the end

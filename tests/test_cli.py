@@ -320,10 +320,11 @@ def test_data_state(tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path/"mnist").iterdir()) == sorted([a, b]) and "damaged" in run("data")
 
 def test_reproduce_pretends_nothing(tmp_path):
-    (tmp_path/"r.json").write_text('{"loss of quick": {"value": 1}}')
+    from diffusion_nb.metrics import Result, record
+    for i in "ab": record(f"quick/{i}/loss", Result("loss", .1), "by a test", path=tmp_path/"r.json")
     out = run("reproduce", "--results", tmp_path/"r.json")
-    assert "diffusion-nb train report-ddpm-2" in out and "loss of quick" in out and "not stored in this version" in out
-    assert "known from nothing.json: none" in run("reproduce", "--results", "nothing.json")
+    assert "diffusion-nb train report-ddpm-2" in out and "r.json: 2 of quick" in out and "not stored in this version" in out
+    assert "numbers in nothing.json: none" in run("reproduce", "--results", "nothing.json")
 
 # --- installed
 
