@@ -7,7 +7,7 @@ __all__ = ['STARTS', 'line_order', 'check_order', 'check_square', 'at_batch', 'A
            'algorithm_1', 'algorithm_2', 'length', 'energy_score', 'ColdProcess', 'pretrained', 'places', 'NoisyUNet',
            'LineWriter', 'some_images', 'degradation', 'cold', 'noisy_unet', 'line_writer']
 
-# %% ../nbs/08_cold.ipynb #573dc259
+# %% ../nbs/08_cold.ipynb #d0bf22d5
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Callable, Iterator
@@ -15,6 +15,7 @@ from typing import Callable, Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .data import LO
 from .ddpm import State
@@ -22,17 +23,18 @@ from .forward import check_images, noise_like
 from .networks import UNet, check_input
 from .schedule import check_t
 
-# %% ../nbs/08_cold.ipynb #822c5275
+# %% ../nbs/08_cold.ipynb #b424816d
 def line_order(
-    kind:str="random", # "random", "outside-in" or "inside-out"
+    kind:str="random", # "random", "outside-in", "inside-out" or "backwards"
     n:int=28,          # lines, or groups of lines
     seed:int=0,        # of the random order
 )->tuple:              # a permutation of 0..n-1
     "The order in which rows or columns are averaged; the report counts from 1, we from 0."
     if kind == "random": return tuple(torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist())
+    if kind == "backwards": return tuple(range(n))[::-1]
     pairs = [(i, n - 1 - i) for i in range((n + 1)//2)]
     if kind == "inside-out": pairs.reverse()
-    elif kind != "outside-in": raise ValueError(f"order must be random, outside-in, inside-out or a permutation, not {kind!r}")
+    elif kind != "outside-in": raise ValueError(f"order must be random, outside-in, inside-out, backwards or a permutation, not {kind!r}")
     return tuple(dict.fromkeys(i for pair in pairs for i in pair))
 
 # %% ../nbs/08_cold.ipynb #d768c63f
@@ -211,7 +213,7 @@ def energy_score(
     "E|X - y| - E|X - X'|/2 from two draws, on average smallest when guesses are distributed as y is: Gneiting and Raftery 2007, eq. 22."
     return (length(a - y) + length(b - y) - length(a - b))/2
 
-# %% ../nbs/08_cold.ipynb #f2c13eb0
+# %% ../nbs/08_cold.ipynb #fd18d879
 @dataclass
 class ColdProcess:
     "Degrade without noise, learn to restore, go back step by step."
@@ -235,11 +237,17 @@ class ColdProcess:
         "z_t = D(x, t), t = 0..T."
         return self.degradation(x, t)
 
+    def check_net(self, net):
+        "Refuse a network that restores something else."
+        own = getattr(net, "degradation", None)
+        if own is not None and repr(own) != repr(self.degradation): raise ValueError(f"the network restores {own}, not {self.degradation}")
+
     @property
     def draws(self)->bool: return self.objective in ("energy", "likelihood")
 
     def predict(self, net, z_t, t, noise=None, generator=None, due=None):
         "R(z_t, t), t = 1..T: the network sees t/T in (0, 1], and noise if it draws."
+        self.check_net(net)
         t = check_t(t, self.T).to(z_t.device)
         noise = [noise_like(z_t, noise, generator)] if self.draws else []
         seen = z_t + self.warm*noise_like(z_t, generator=generator) if self.warm else z_t
@@ -248,9 +256,11 @@ class ColdProcess:
         return x_hat.to(z_t.dtype)
 
     def loss(self, net, x, t=None, generator=None):
-        "How far restored images are from x, at t drawn from 1..T unless given."
+        "How far restored images are from x, at t drawn from 1..T unless given; the likelihood is that of all steps up to t, or to T."
+        if t is None and self.objective == "likelihood": t = torch.full((len(x),), self.T, device=x.device)
         if t is None: t = torch.randint(1, self.T + 1, (len(x),), generator=generator, device=generator.device if generator else x.device).to(x.device)
         z_t = self.degradation(x, t)
+        self.check_net(net)
         if self.objective == "energy": return self.energy(net, x, t, z_t, generator)
         if self.objective == "likelihood": return self.likelihood(net, x, t, z_t)
         return (F.mse_loss if self.objective == "mse" else F.l1_loss)(self.predict(net, z_t, t, generator=generator), x)
@@ -266,10 +276,9 @@ class ColdProcess:
 
     def likelihood(self, net, x, t, z_t):
         "Minus the log probability of a pixel, mean over the lines that D took away."
-        if not isinstance(self.degradation, Average): raise ValueError("the likelihood is one of lines; the degradation must average lines")
-        due = self.due(t)
-        nats = net(z_t, (t/self.T).to(z_t.dtype), x=x, due=due)
-        return (nats/due.sum(1).repeat_interleave(due.sum(1))).sum()/len(x)
+        if not isinstance(self.degradation, Average) or self.degradation.group > 1: raise ValueError("the likelihood is one of lines; the degradation must average single lines")
+        due, nats = self.due(t), net(z_t, (t/self.T).to(z_t.dtype), x=x)
+        return ((nats*due).sum(1)/due.sum(1)).mean()
 
     def due(self, t):
         "Which lines are still averaged at t, and among the next `ahead` to be restored: (B, T)."
@@ -325,62 +334,137 @@ class NoisyUNet(UNet):
         h = self.up2(torch.cat([self.grow2(h), h2], 1), e)
         return self.out(self.up1(torch.cat([self.grow1(h), h1], 1), e))
 
-# %% ../nbs/08_cold.ipynb #04e7d48a
-class LineWriter(UNet):
-    "Draws each line pixel by pixel: a U-Net reads z_t (B, 1, 28, 28) and t/T (B,), a recurrent network writes, knowing how much ink is left."
+# %% ../nbs/08_cold.ipynb #789f4003
+class LineWriter(nn.Module):
+    "Draws images line by line: a transformer reads the lines that are there and the means of all and makes a plan, a small network writes the next line pixel by pixel."
     def __init__(self,
-        writes:str="rows",   # or "columns"
-        widths=(16, 32, 64), # channels at full, half and quarter size, multiples of 8 from 16
-        levels:int=16,       # shades of grey
-        hidden:int=48,       # width of the recurrent network
-        n_freq:int=16,       # frequencies of the time encoding
-        d_time:int=64,       # width of the time embedding
+        order,             # of the degradation, a permutation of 0..N-1; what was averaged last is written first
+        axis:str="rows",   # or "columns"
+        levels:int=8,      # shades of grey
+        d_model:int=128,   # width of the transformer
+        depth:int=3,       # its layers
+        heads:int=4,       # its heads
+        width:int=64,      # channels along a line
+        near:int=2,        # known neighbours on either side of a line
+        past:int=14,       # pixels that the pen remembers
+        plans:int=64,      # typical images to choose a plan from, see `prepare`
+        cut:float=.05,     # a shade less likely than this, compared to the likeliest, is not drawn
+        plan_cut:float=1., # the same for plans; 1 takes the likeliest
     ):
-        super().__init__(widths, n_freq=n_freq, d_time=d_time)
-        if writes not in ("rows", "columns"): raise ValueError(f'a writer writes "rows" or "columns", not {writes!r}')
-        self.writes, self.levels, features = writes, levels, 24
-        self.stem, self.out[-1] = nn.Conv2d(3, widths[0], 3, padding=1), nn.Conv2d(widths[0], features, 3, padding=1)
-        self.pen, self.shade = nn.GRU(features + 2, hidden, batch_first=True), nn.Linear(hidden, levels)
+        super().__init__()
+        if axis not in ("rows", "columns"): raise ValueError(f'axis must be "rows" or "columns", not {axis!r}')
+        N = len(order)
+        for c in (cut, plan_cut):
+            if not 0 <= c <= 1: raise ValueError(f"a cut must be from 0 to 1, not {c!r}")
+        self.axis, self.order, self.levels, self.past, self.cut, self.plan_cut = axis, check_order(order, N), levels, past, cut, plan_cut
+        turn = self.order[::-1]
+        side = lambda lines: (*lines[:near], *[N]*(near - len(lines[:near])))                 # N stands for none
+        beside = [side(sorted(j for j in turn[:k] if j > i)) + side(sorted((j for j in turn[:k] if j < i), reverse=True)) for k, i in enumerate(turn)]
+        self.register_buffer("turn", torch.tensor(turn), persistent=False)
+        self.register_buffer("beside", torch.tensor(beside), persistent=False)                # (N, 2 near)
+        self.register_buffer("plans", torch.zeros(plans, N, N))                               # as ink in [0, 1], lines first
+        self.place, self.before, self.around = nn.Parameter(.02*torch.randn(N, d_model)), nn.Linear(N, d_model), nn.Linear(2*near*N, d_model)
+        self.means, self.own = nn.Linear(N, d_model), nn.Linear(1, d_model)
+        self.reader = nn.TransformerEncoder(nn.TransformerEncoderLayer(d_model, heads, 4*d_model, 0., "gelu", batch_first=True, norm_first=True), depth, nn.LayerNorm(d_model), enable_nested_tensor=False)
+        self.guess, self.idea = nn.Linear(d_model, plans), nn.Embedding(plans, d_model)
+        self.spread, self.which = nn.Linear(d_model, N*width//2), nn.Parameter(.1*torch.randn(N, width//2, 1))
+        self.mix = nn.ModuleList(nn.Conv1d(width//2 + 2*near + 3 if i == 0 else width, width, 5, padding=2) for i in range(3))
+        self.recall, self.hint = nn.Conv1d(2, 96, past), nn.Linear(width, 96)
+        self.pen, self.shade = nn.ModuleList(nn.Linear(96, 96) for _ in range(2)), nn.Linear(96, levels)
 
-    def lines(self, v):
-        "Images (B, 1, H, W) as the lines that are written, (B, line, pixel)."
-        return v[:, 0] if self.writes == "rows" else v[:, 0].mT
+    @property
+    def degradation(self)->Average: return Average(self.axis, 1, self.order, len(self.order))
 
-    def read(self, z_t, u):
-        "Features for each pixel of each line, (B, line, pixel, 24)."
-        check_input(z_t, u, self.stem.weight, self.size, multiple=4)
-        e, x = self.time(u), torch.cat([z_t, places(z_t)], 1)
-        h1 = self.down1(self.stem(x), e)
-        h2 = self.down2(self.shrink1(h1), e)
-        h = self.mid2(self.mid1(self.shrink2(h2), e), e)
-        h = self.up2(torch.cat([self.grow2(h), h2], 1), e)
-        h = self.out(self.up1(torch.cat([self.grow1(h), h1], 1), e)).to(z_t.dtype)
-        return h.permute(0, 2, 3, 1) if self.writes == "rows" else h.permute(0, 3, 2, 1)
+    def grey(self, ink, m):
+        "Lines of ink in the writer's shades, and the same with the means m put right, as a restored line has them."
+        q = (ink.clamp(0, 1)*(self.levels - 1)).round()/(self.levels - 1)
+        return q, q - q.mean(-1, keepdim=True) + m[..., None]
 
-    def score(self, h, ink, left):
+    def prepare(self, images, n=10_000, seed=0):
+        "Choose typical images as plans: the centres of k-means (SciPy) among the first n training images, uint8 (M, 1, N, N)."
+        from scipy.cluster.vq import kmeans2
+        x = self.lines(images[:n])[:, 0].float().div(255).flatten(1).numpy(force=True)
+        centres, _ = kmeans2(x, min(len(self.plans), len(x)), minit="points", iter=10, seed=seed, missing="warn")
+        self.plans[:len(centres)] = torch.from_numpy(centres).to(self.plans).unflatten(1, self.plans.shape[1:])
+
+    def plan(self, v):
+        "The number of the most similar plan for each image, (B,), from its lines as ink."
+        return torch.cdist(v.flatten(1), self.plans.to(v).flatten(1)).argmin(1)
+
+    def read(self, v, m, only=None):
+        "Lines v (B, N, N) and their means m (B, N), as ink in [0, 1], to a state (B, turns, d_model) and what lies beside each line; turn k reads lines of earlier turns only."
+        n = len(self.turn) if only is None else only + 1
+        turn, r = self.turn[:n], m.clamp(min=0).sqrt()
+        near = F.pad(v, (0, 0, 0, 1), value=-1.)[:, self.beside[:n]]
+        h = self.before(F.pad(v[:, turn], (0, 0, 1, 0))[:, :n]) + self.around(near.flatten(2)) + self.means(r)[:, None] + self.own(r[:, turn, None]) + self.place[:n]
+        with sdpa_kernel(SDPBackend.MATH): h = self.reader(h, nn.Transformer.generate_square_subsequent_mask(n, h.device, h.dtype))   # the fused one is slow at 28 tokens
+        return (h, near) if only is None else (h[:, only:], near[:, only:])
+
+    def look(self, h, near, turns, plan):
+        "Features (lines, N, width) from the states, what lies beside, the turns (lines,) and the plans chosen (lines,)."
+        drawn = F.pad(self.plans.to(near), (0, 0, 1, 1))[plan[:, None], self.turn[turns][:, None] + torch.arange(3, device=near.device)]
+        f = torch.cat([self.spread(h + self.idea(plan)).unflatten(1, self.which.shape[1:2] + near.shape[2:]) + self.which[turns], near, drawn], 1)
+        for i, layer in enumerate(self.mix): f = (f if i else 0) + F.gelu(layer(f))
+        return f.mT.to(near.dtype)
+
+    def logits(self, hint, recent):
+        "Scores (..., levels) of each shade, from hint (..., pixels, 96) and what was written, (..., 2, past - 1 + pixels)."
+        h = F.gelu(hint + self.recall(recent).mT)
+        for layer in self.pen: h = h + F.gelu(layer(h))
+        return self.shade(h).to(recent.dtype)
+
+    def score(self, f, ink, left):
         "Minus the log probability of each line's shades, mean over its pixels: (lines,)."
         before = F.pad(ink, (1, 0))[:, :-1]
-        logits = self.shade(self.pen(torch.cat([h, before[..., None], (left - before.cumsum(1))[..., None]], 2))[0]).to(h.dtype)
-        return F.cross_entropy(logits.mT, (ink*(self.levels - 1)).round().long(), reduction="none").mean(1)
+        recent = F.pad(torch.stack([before, (left - before.cumsum(1))/4], 1), (self.past - 1, 0))
+        return F.cross_entropy(self.logits(self.hint(f), recent).mT, (ink*(self.levels - 1)).round().long(), reduction="none").mean(1)
 
-    def write(self, h, left, chance):
-        "Draw each line from left to right (or top to bottom); `chance` decides, uniform in [0, 1]."
-        ink, state, out = torch.zeros_like(left), None, []
-        for j in range(h.shape[1]):
-            o, state = self.pen(torch.cat([h[:, j], ink, left], 1)[:, None], state)
-            p = self.shade(o[:, 0]).to(h.dtype).softmax(1).cumsum(1)
-            ink = (chance[:, j, None] > p).sum(1, keepdim=True).clamp(max=self.levels - 1).to(h.dtype)/(self.levels - 1)
+    def draw(self, logits, chance, cut):
+        "Choose with the probabilities of logits (B, K), without the least likely; `chance` decides, uniform in [0, 1], (B, 1)."
+        p = logits.softmax(1)
+        p = (p*(p >= cut*p.amax(1, keepdim=True))).cumsum(1)
+        return (chance*p[:, -1:] > p).sum(1, keepdim=True).clamp(max=logits.shape[1] - 1)
+
+    def write(self, f, left, chance):
+        "Draw each line from its first pixel to its last; `chance` decides, uniform in [0, 1]."
+        hint, ink, recent, out = self.hint(f), torch.zeros_like(left), f.new_zeros(len(f), 2, self.past), []
+        for j in range(f.shape[1]):
+            recent = torch.cat([recent[:, :, 1:], torch.stack([ink, left/4], 1)], 2)
+            ink = self.draw(self.logits(hint[:, j:j+1], recent)[:, 0], chance[:, j, None], self.cut).to(f.dtype)/(self.levels - 1)
             left = left - ink
             out.append(ink)
         return torch.cat(out, 1)
 
+    def lines(self, v):
+        "Images (..., H, W) with the lines that are written as their rows."
+        return v if self.axis == "rows" else v.mT
+
     def forward(self, z_t, u, noise=None, x=None, due=None):
-        h, m = self.read(z_t, u), (self.lines(z_t) - LO).sum(2, keepdim=True)
-        if x is not None: return self.score(h[due], self.lines(x)[due] - LO, m[due])
-        v, chance = self.lines(z_t).clone(), torch.special.ndtr(self.lines(noise))
-        due = torch.ones_like(v[:, :, 0], dtype=torch.bool) if due is None else due
-        v[due] = self.write(h[due], m[due], chance[due]) + LO
-        return v[:, None] if self.writes == "rows" else v[:, None].mT
+        N = len(self.turn)
+        if z_t.shape[1:] != (1, N, N): raise ValueError(f"images must be (B, 1, {N}, {N}), got {tuple(z_t.shape)}")
+        v = self.lines(z_t)[:, 0] - LO
+        m, rank = v.mean(2), torch.argsort(self.turn.flip(0)) + 1
+        if x is not None: return self.nats(self.lines(x)[:, 0] - LO, m)[:, N - rank]
+        v, chance = v.clone(), torch.special.ndtr(self.lines(noise)[:, 0])
+        due = rank <= (u*N).round()[:, None] if due is None else due
+        due = due.expand(len(v), -1) & (m > 1e-6)                                             # a line without ink leaves no choice
+        for k, j in enumerate(self.turn.tolist()):
+            i = due[:, j].nonzero().flatten()
+            if not len(i): continue
+            (h, near), more = self.read(v[i], m[i], k), chance[i, j, :1]*1000 % 1             # the further digits of a random number are another one
+            plan = self.draw(self.guess(h[:, 0]).to(v.dtype), more, self.plan_cut)
+            line = self.write(self.look(h[:, 0], near[:, 0], torch.full_like(i, k), plan[:, 0]), N*m[i, j, None], chance[i, j])
+            v[i, j] = self.grey(line, m[i, j])[1]
+        return self.lines(v + LO)[:, None]
+
+    def nats(self, ink, m):
+        "Minus the log probability of plan and line at each turn, by the number of pixels: (B, turns)."
+        (ink, seen), some, N = self.grey(ink, m), (m > 1e-6)[:, self.turn], len(self.turn)
+        image, turns = some.nonzero(as_tuple=True)
+        h, near = (w[some] for w in self.read(seen, m))
+        plan, line = self.plan(ink)[image], self.turn[turns]
+        out = self.score(self.look(h, near, turns, plan), ink[image, line], N*m[image, line][:, None]) + F.cross_entropy(self.guess(h).to(ink.dtype), plan, reduction="none")/N
+        return torch.zeros_like(m).index_put((image, turns), out)
 
 # %% ../nbs/08_cold.ipynb #3b12a579
 def some_images(
@@ -412,7 +496,7 @@ def degradation(
     if isinstance(order, str): order = line_order(order, 28//group if type(group) is int and group > 0 else 28, order_seed)
     return Average(axis, group, order)
 
-# %% ../nbs/08_cold.ipynb #3723d075
+# %% ../nbs/08_cold.ipynb #c7d0fb52
 STARTS = ("mnist", "fashion_mnist", "mnist_small")
 
 def cold(
@@ -420,7 +504,7 @@ def cold(
     kind="average",  # of degradation: average, blur, pixelate or mask
     axis="rows",     # of an average: rows or columns
     group=1,         # adjacent lines that share one mean
-    order="random",  # of the lines: random, outside-in, inside-out, or a permutation such as 2,0,1,...
+    order="random",  # of the lines: random, outside-in, inside-out, backwards, or a permutation such as 2,0,1,...
     order_seed=0,    # of the random order
     T=None,          # steps of a blur or a mask (none: 20)
     loss="mse",      # mse, l1; energy or likelihood for networks that draw
@@ -447,12 +531,16 @@ def noisy_unet(
 
 def line_writer(
     *,
-    writes="rows",       # lines that it writes: rows or columns
-    widths=(16, 32, 64), # channels at full, half and quarter size, multiples of 8
-    levels=16,           # shades of grey
-    pen=48,              # width of the recurrent network
-    n_freq=16,           # frequencies of the time encoding
-    d_time=64,           # width of the time embedding
+    axis="rows",         # lines that it writes: rows or columns
+    order="random",      # of the degradation, in words or as a permutation
+    order_seed=0,        # of the random order
+    levels=8,            # shades of grey
+    d_model=128,         # width of the transformer
+    depth=3,             # its layers
+    heads=4,             # its heads
+    plans=64,            # typical images that a plan is chosen from
+    cut=.05,             # a shade less likely than this, compared to the likeliest, is not drawn
+    plan_cut=1.,         # the same for plans; 1 takes the likeliest
 ):                       # a `LineWriter`
-    "A U-Net that reads and a recurrent network that writes lines pixel by pixel."
-    return LineWriter(writes, tuple(widths) if isinstance(widths, (tuple, list)) else (widths,), levels, pen, n_freq, d_time)
+    "A transformer that reads lines and a small network that writes them pixel by pixel."
+    return LineWriter(degradation("average", axis, 1, order, order_seed).order, axis, levels, d_model, depth, heads, plans=plans, cut=cut, plan_cut=plan_cut)

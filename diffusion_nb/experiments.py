@@ -6,7 +6,7 @@
 __all__ = ['PARTS', 'TABLE_1_1', 'TABLE_2_1', 'WRITES', 'PRESETS', 'ExperimentError', 'load_images', 'gaussian', 'one_of',
            'activation', 'channels', 'cnn', 'unet', 'adam', 'target', 'parameters', 'preset', 'complete', 'Experiment',
            'changed_part', 'experiment', 'unknown', 'parse', 'differences', 'comments', 'as_text', 'table', 'build',
-           'new_network', 'start', 'read_experiment', 'from_card', 'trained_process', 'load_run', 'ship',
+           'new_network', 'start', 'read_experiment', 'from_card', 'trained_process', 'for_process', 'load_run', 'ship',
            'load_pretrained', 'run_name', 'spans', 'span_loss', 'held_out']
 
 # %% ../nbs/07_experiments.ipynb #16bebfe2
@@ -60,13 +60,13 @@ def one_of(
     hint = f"did you mean {close[0]!r}? There" if close else "there"
     raise ExperimentError(f"no {name} is called {choice!r}; {hint} {'are' if len(choices) > 1 else 'is'} {', '.join(map(str, choices))}")
 
-# %% ../nbs/07_experiments.ipynb #4e524257
+# %% ../nbs/07_experiments.ipynb #4039b59e
 def activation(
-    name:str, # "gelu", "relu" or "silu"
+    name:str, # "gelu", "relu", "elu" or "silu"
 ):            # a class of torch.nn
     "An activation by name."
     from torch import nn
-    acts = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
+    acts = {"gelu": nn.GELU, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
     return acts[one_of("activation", name, acts)]
 
 def channels(
@@ -77,11 +77,11 @@ def channels(
     if not v or any(type(c) is not int or c < 1 for c in v): raise ValueError(f"channels must be whole numbers from 1 such as 16,32,32,16, not {v!r}")
     return v
 
-# %% ../nbs/07_experiments.ipynb #42d4d288
+# %% ../nbs/07_experiments.ipynb #fd7dc8c4
 def cnn(
     *,
     hidden=(16, 32, 32, 16), # channels of the hidden layers
-    act="gelu",              # activation: gelu, relu or silu
+    act="gelu",              # activation: gelu, relu, elu or silu
     n_freq=16,               # frequencies of the time encoding
     d_time=128,              # width of the time network
 ):                           # a `CNN`
@@ -92,7 +92,7 @@ def cnn(
 def unet(
     *,
     widths=(16, 32, 64), # channels at full, half and quarter size, multiples of 8
-    act="gelu",          # activation: gelu, relu or silu
+    act="gelu",          # activation: gelu, relu, elu or silu
     n_freq=16,           # frequencies of the time encoding
     d_time=64,           # width of the time embedding
 ):                       # a `UNet`
@@ -128,7 +128,7 @@ def parameters(
     f = target(part, choice)
     return {p.name: p.default for p in inspect.signature(f).parameters.values() if p.kind is p.KEYWORD_ONLY or isinstance(f, type)}
 
-# %% ../nbs/07_experiments.ipynb #6b0830dc
+# %% ../nbs/07_experiments.ipynb #165c4892
 TABLE_1_1 = {"data": "mnist", "process": "ddpm", "betas": "linear", "T": 1000, "beta_1": 1e-4, "beta_T": 0.02, "rescale": False, "loss": "mse",
              "network": "cnn", "hidden": (16, 32, 32, 16), "act": "gelu",
              "optimizer": "adam", "lr": 2e-4, "batch_size": 128, "epochs": 100, "schedule": "constant", "warmup": 0, "clip": None, "sample_every": 20, "keep_every": 1}
@@ -137,7 +137,7 @@ TABLE_2_1 = {k: v for k, v in TABLE_1_1.items() if k not in ("betas", "T", "beta
              "process": "cold", "kind": "average", "axis": "rows", "group": 1, "order": "random", "order_seed": 0, "epochs": 80, "sample_every": 1}
 
 WRITES = {"data": "mnist", "process": "cold", "loss": "likelihood", "network": "line-writer", "optimizer": "adam",
-          "lr": 2e-3, "schedule": "cosine", "warmup": 200, "batch_size": 64, "steps": 4500, "keep_every": 1}
+          "lr": 7e-3, "schedule": "cosine", "warmup": 100, "batch_size": 16, "ema": 0.998, "order": "backwards", "steps": 24_000, "sample_every": 0}
 
 PRESETS = {
     "report-ddpm": {"about": "the report's DDPM, Table 1.1 (hours on two CPU cores)", **TABLE_1_1},
@@ -147,7 +147,7 @@ PRESETS = {
     "report-cold-rows-4": {"about": "rows in groups of 4, 7 steps, Table 3.2", **TABLE_2_1, "group": 4},
     "report-cold-columns-4": {"about": "columns in groups of 4, 7 steps, Table 3.1", **TABLE_2_1, "axis": "columns", "group": 4, "epochs": 60},
     "cold-rows": {"about": "row averaging, restored by a network that writes lines (chapter 08)", **WRITES},
-    "cold-columns": {"about": "the same for columns", **WRITES, "axis": "columns", "writes": "columns", "steps": 3000},
+    "cold-columns": {"about": "the same for columns", **WRITES, "axis": "columns", "steps": 16_000},
     "quick": {"about": "a U-Net, four minutes long, for a first try on two CPU cores", "data": "mnist", "process": "ddpm", "network": "unet",
               "optimizer": "adam", "lr": 2e-3, "schedule": "cosine", "warmup": 100, "minutes": 4, "sample_every": 1000}}  # so seldom: only at the end
 
@@ -180,13 +180,15 @@ class Experiment:
     def __repr__(self): return table(self)
     def __getitem__(self, key): return self.values[key]
 
-# %% ../nbs/07_experiments.ipynb #e1389307
+# %% ../nbs/07_experiments.ipynb #bb1d6611
 def changed_part(
     base:dict,      # complete values
     overrides:dict, # changes wanted
 )->dict:            # what remains of `base`
-    "Forget the parameters of a part whose choice changes, and the budget where another is given."
-    gone = {k for part in PARTS if overrides.get(part, base[part]) != base[part] for k in parameters(part, base[part])}
+    "Forget the parameters of a part whose choice changes (unless another part has them, too), and the budget where another is given."
+    stays = {part: overrides.get(part, base[part]) == base[part] for part in PARTS}
+    owned = lambda kept: {k for part, same in stays.items() if same == kept for k in parameters(part, base[part])}
+    gone = owned(False) - owned(True)
     if (budget := {"epochs", "steps", "minutes"}) & set(overrides): gone |= budget
     return {k: v for k, v in base.items() if k not in gone}
 
@@ -287,7 +289,7 @@ def new_network(
         torch.manual_seed(seed_for(values["seed"], "weights"))
         return build("network", values)
 
-# %% ../nbs/07_experiments.ipynb #148e6c7a
+# %% ../nbs/07_experiments.ipynb #211f809e
 def start(
     e:Experiment,       # what to do
     run=None,           # folder (None: write nothing)
@@ -298,10 +300,11 @@ def start(
     from dataclasses import asdict
     from diffusion_nb.training import make_settings, train
     settings = asdict(make_settings(**{k: e[k] for k in parameters("optimizer", e["optimizer"])}))
-    process, net = build("process", e.values), new_network(e.values)
-    return train(process, net, build("data", e.values), run=run, progress=progress, extras={"experiment": asdict(e)}, **settings, **kwargs)
+    process, net, images = build("process", e.values), new_network(e.values), build("data", e.values)
+    if hasattr(net, "prepare"): net.prepare(images)   # a network may look at the data before it is trained
+    return train(process, net, images, run=run, progress=progress, extras={"experiment": asdict(e)}, **settings, **kwargs)
 
-# %% ../nbs/07_experiments.ipynb #e7087ba3
+# %% ../nbs/07_experiments.ipynb #570956fd
 def read_experiment(
     run,         # the run's folder
 )->Experiment:   # from its card
@@ -330,6 +333,14 @@ def trained_process(
     if not (now := process_text(process)).startswith(then.removesuffix(")")): raise ExperimentError(f"the run was trained with {then}, and its card now means {now}")
     return process
 
+def for_process(
+    net,     # a network with trained weights
+    process, # the process they were trained with
+):           # `net`
+    "Let a network know which degradation it restores, so that a process with another one refuses it."
+    if hasattr(process, "degradation") and not hasattr(net, "degradation"): net.degradation = process.degradation
+    return net
+
 def load_run(
     run,              # the run's folder
     which:str="ema",  # weights: "ema" (averaged) or "raw" (of the last step)
@@ -337,9 +348,10 @@ def load_run(
     "A run's process and network, with the newest weights there are; a process that is not the one trained with is refused."
     from diffusion_nb.training import load_weights, read_card
     e = read_experiment(run)
-    return e, trained_process(e, read_card(run)["process"]), load_weights(new_network(e.values), run, one_of("weights", which, ["ema", "raw"])).eval()
+    process, net = trained_process(e, read_card(run)["process"]), load_weights(new_network(e.values), run, one_of("weights", which, ["ema", "raw"]))
+    return e, process, for_process(net, process).eval()
 
-# %% ../nbs/07_experiments.ipynb #44971014
+# %% ../nbs/07_experiments.ipynb #a2e209d3
 def ship(
     run,              # folder of a run
     name:str,         # of the files, such as "cold-rows"
@@ -366,7 +378,7 @@ def load_pretrained(
     e = from_card(card["experiment"])
     process, net = trained_process(e, card["process"]), new_network(e.values)
     net.load_state_dict(tensors)
-    return process, net.eval(), card
+    return process, for_process(net, process).eval(), card
 
 # %% ../nbs/07_experiments.ipynb #ad5b9b24
 def run_name(

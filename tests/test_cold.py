@@ -13,7 +13,7 @@ from diffusion_nb.data import LO
 from diffusion_nb.ddpm import GaussianProcess, State, last
 from diffusion_nb.training import TrainingError, load_weights, read_card, save_pretrained
 
-ORDERS = ("random", "outside-in", "inside-out")
+ORDERS = ("random", "outside-in", "inside-out", "backwards")
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
 def some(n=4, seed=0, size=28): return torch.rand(n, 1, size, size, generator=gen(seed)) - 0.5
@@ -38,7 +38,7 @@ def loops(x, t, D):
 def test_the_reports_orders():
     one = lambda kind: [i + 1 for i in c.line_order(kind)]
     assert one("outside-in")[:6] == [1, 28, 2, 27, 3, 26] and one("inside-out")[:6] == [14, 15, 13, 16, 12, 17]
-    assert one("outside-in")[-2:] == [14, 15] and one("inside-out")[-2:] == [1, 28]
+    assert one("outside-in")[-2:] == [14, 15] and one("inside-out")[-2:] == [1, 28] and one("backwards") == list(range(28, 0, -1))
 
 @given(st.sampled_from(ORDERS), st.integers(1, 40), st.integers(0, 2**31))
 def test_an_order_visits_each_line_once(kind, n, seed):
@@ -189,41 +189,110 @@ def test_every_degradation_trains_and_samples(D):
         states = list(p.sample(net, z_T=p.degrade(some(2), p.T), generator=gen()))
         assert [s.t for s in states] == list(range(p.T - 1, -1, -1)) and states[-1].z_t.shape == (2, 1, 28, 28)
 
-def tiny_writer(writes="rows", levels=2):
-    net = c.LineWriter(writes, levels=levels)
-    with torch.no_grad():
-        for p in net.parameters(): p.add_(.3*torch.randn(p.shape, generator=gen(p.numel())))
-    return net
+def writer(order=None, axis="rows", **kwargs):
+    torch.manual_seed(0)
+    net = c.LineWriter(c.line_order() if order is None else order, axis, **kwargs)
+    with torch.no_grad(): net.shade.weight.mul_(5), net.recall.weight.mul_(5), net.hint.weight.mul_(5)   # a character of its own
+    return net.eval()
 
 @torch.no_grad()
-def test_a_writer_draws_what_it_scores():
-    "All 16 lines of four pixels: the probabilities add up to 1, and the frequencies follow them."
-    net, z = tiny_writer(), torch.full((1, 1, 4, 4), -.2)
-    lines = torch.tensor([[i >> k & 1 for k in (3, 2, 1, 0)] for i in range(16)]).float()
-    h, left = net.read(z, torch.ones(1))[0, :1], torch.tensor([[1.2]])
-    p = (-4*net.score(h.expand(16, -1, -1), lines, left.expand(16, 1))).exp()
-    drawn = net.write(h.expand(40_000, -1, -1), left.expand(40_000, 1), torch.rand(40_000, 4, generator=gen(1)))
-    count = (drawn*torch.tensor([8, 4, 2, 1])).sum(1).long().bincount(minlength=16)/40_000
-    assert abs(p.sum().item() - 1) < 1e-5 and (count - p).abs().max() < .015
+@pytest.mark.parametrize("order, axis", [((0, 1), "rows"), ((1, 0), "rows"), ((1, 0), "columns")])
+def test_a_writer_draws_what_it_scores(order, axis):
+    "All 16 images of 2 x 2 pixels: the probabilities add up to 1, and the frequencies follow them."
+    net = writer(order, axis, levels=2, past=2, plans=1, cut=0.)
+    every = torch.tensor([[i >> k & 1 for k in (3, 2, 1, 0)] for i in range(16)]).view(16, 1, 2, 2) + LO
+    z = torch.tensor([[-.2, -.2], [.1, .1]])
+    z = (z if axis == "rows" else z.T).expand(40_000, 1, 2, 2)
+    p = (-2*net(z[:16], torch.ones(16), x=every).sum(1)).exp()
+    drawn = net(z, torch.ones(40_000), torch.randn(z.shape, generator=gen(1)))
+    assert abs(p.sum().item() - 1) < 1e-5 and p.max() < .9
+    D = net.degradation
+    flat = lambda v: (D.lines(v) - D.lines(v).mean(2, keepdim=True)).flatten(1)    # drawn lines have their means put right: 00 and 11 become the same
+    for k in flat(every).unique(dim=0):
+        said, came = p[(flat(every) - k).abs().amax(1) < .1].sum(), ((flat(drawn) - k).abs().amax(1) < .1).float().mean()
+        assert abs(said - came) < .015
 
 @torch.no_grad()
-@pytest.mark.parametrize("writes", ["rows", "columns"])
-def test_a_writer_scores_only_what_is_due_and_writes_only_that(writes):
-    net, D, x = tiny_writer(writes, 16), c.Average(writes), some()
-    t = torch.tensor([1, 9, 20, 28])
-    p = c.ColdProcess(D, "likelihood", ahead=3)
-    nats = net(D(x, t), t/28, x=x, due=p.due(t))
-    assert len(nats) == 1 + 3 + 3 + 3
-    torch.testing.assert_close(p.loss(net, x, t), (nats[0] + nats[1:4].mean() + nats[4:7].mean() + nats[7:].mean())/4)
-    z = D(x, 20)
-    a = p.predict(net, z, 20, generator=gen(1), due=D.mask(20) & ~D.mask(19))
+@pytest.mark.parametrize("axis", ["rows", "columns"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_writer_looks_only_at_lines_restored_before(axis, order):
+    net = writer(c.line_order(order), axis)
+    D, x = net.degradation, some()
+    for s in (28, 20, 3):
+        z, other = D(x, s), some(seed=1)
+        mixed = other - D(other, s) + z                        # the same z_s, other lines below it
+        a, b = (net(D(v, 28), torch.ones(4), x=v) for v in (x, mixed))
+        due, known = D.order[s - 1], [j for j in range(28) if j not in D.order[:s]]
+        torch.testing.assert_close(a[:, known], b[:, known], atol=1e-5, rtol=1e-4)
+        states = lambda v, **k: net.read(D.lines(v) - LO, D.lines(v).mean(2) - LO, **k)[0]
+        torch.testing.assert_close(states(x)[:, 28 - s], states(z, only=28 - s)[:, 0], atol=1e-4, rtol=1e-3)
+        assert (a[:, due] - b[:, due]).abs().max() > 1e-4
+
+@torch.no_grad()
+@pytest.mark.parametrize("axis", ["rows", "columns"])
+def test_a_writer_writes_only_what_is_due_and_keeps_means(axis):
+    net = writer(axis=axis)
+    D, x, t = net.degradation, some(), torch.tensor([1, 9, 20, 28])
+    p = c.ColdProcess(D, "likelihood")
+    z = D(x, t)
+    a = p.predict(net, z, t, generator=gen(1))
+    changed = (D.lines(a) - D.lines(z)).abs().amax(2) > 1e-6
+    assert torch.equal(changed, D.mask(t)), "what was known stays"
+    torch.testing.assert_close(D(a, t), z, atol=1e-6, rtol=0)
     j = D.order[19]
-    changed = (D.lines(a) - D.lines(z)).abs().amax((0, 2)) > 1e-6
-    assert changed.nonzero().flatten().tolist() == [j] and (a >= LO).all() and (a <= .5).all()
+    a = p.predict(net, D(x, 20), 20, generator=gen(1), due=D.mask(20) & ~D.mask(19))
+    assert ((D.lines(a) - D.lines(D(x, 20))).abs().amax((0, 2)) > 1e-6).nonzero().flatten().tolist() == [j]
+    blank = torch.full((2, 1, 28, 28), LO)
+    assert torch.equal(last(p.sample(net, z_T=blank, generator=gen())).z_t, blank)
 
-def test_a_writer_needs_averages_and_its_own_axis():
-    with pytest.raises(ValueError, match="must average lines"): c.ColdProcess(c.Blur(), "likelihood").loss(c.LineWriter(), some())
-    with pytest.raises(ValueError, match='"rows" or "columns"'): c.LineWriter("diagonals")
+@torch.no_grad()
+@pytest.mark.parametrize("axis", ["rows", "columns"])
+def test_a_writer_plans(axis):
+    "Plans are centres of the data, in place; the loss is that of plan and line; lines are drawn with the plan's probabilities."
+    net, x = writer((1, 0, 3, 2), axis, levels=2, past=2, plans=3), (torch.rand(300, 1, 4, 4, generator=gen()) > .5)
+    net.prepare((x*255).to(torch.uint8))
+    as_lines = lambda v: v[:, 0] if axis == "rows" else v[:, 0].mT
+    nearest = (as_lines(x).float()[:, None] - net.plans).square().sum((2, 3)).argmin(1)
+    assert torch.equal(net.plan(as_lines(x).float()), nearest) and len(nearest.unique()) == 3
+    for k in range(3): torch.testing.assert_close(net.plans[k], as_lines(x)[nearest == k].float().mean(0), atol=.15, rtol=0)
+    j = net.order[-1]
+    i = as_lines(x)[:, j].any(1).nonzero()[0]                # a line without ink would leave no choice
+    v, nearest = as_lines(x)[i].float(), nearest[i]
+    m = v.mean(2)
+    h, near = net.read(v, m)
+    f = net.look(h[0, :1], near[0, :1], torch.tensor([0]), nearest)
+    by_hand = net.score(f, v[:, j], 4*m[:, j, None]) - net.guess(h[0, :1]).log_softmax(1)[:, nearest[0]]/4
+    torch.testing.assert_close(net.nats(v, m)[:, 0], by_hand)
+    logits = torch.tensor([[0., 1., 2.]]).expand(40_000, 3)
+    share = lambda cut: net.draw(logits, torch.rand(40_000, 1, generator=gen()), cut)[:, 0].bincount(minlength=3)/40_000
+    torch.testing.assert_close(share(0.), logits[0].softmax(0), atol=.01, rtol=0)
+    torch.testing.assert_close(share(.2), torch.tensor([0., 1/(1 + math.e), math.e/(1 + math.e)]), atol=.01, rtol=0)   # e^-2 is below a fifth
+    assert share(1.).tolist() == [0, 0, 1]
+
+@torch.no_grad()
+def test_the_likelihood_is_that_of_all_steps():
+    net, x = writer(), some()
+    p, D = c.ColdProcess(c.Average(), "likelihood"), c.Average()
+    nats = net(D(x, 28), torch.ones(4), x=x)
+    torch.testing.assert_close(p.loss(net, x), nats.mean())
+    t = torch.tensor([1, 9, 20, 28])
+    torch.testing.assert_close(p.loss(net, x, t), torch.stack([nats[i, list(D.order[:k])].mean() for i, k in enumerate(t.tolist())]).mean(), atol=1e-5, rtol=1e-5)
+
+def test_a_network_for_another_order_is_refused():
+    other = c.Average(order=c.line_order(seed=1))
+    for p in (c.ColdProcess(other, "likelihood"), c.ColdProcess(c.Average("columns"), "likelihood")):
+        with pytest.raises(ValueError, match="the network restores Average.axis='rows'"): p.loss(writer(), some())
+        with pytest.raises(ValueError, match="the network restores"): next(p.sample(writer(), z_T=p.degrade(some(), 28)))
+    _, net, _ = c.pretrained("cure-mse")
+    with pytest.raises(ValueError, match="the network restores"): next(c.ColdProcess(other).sample(net, z_T=other(some(), 28)))
+
+def test_a_writer_needs_single_lines_and_an_axis():
+    with pytest.raises(ValueError, match="must average single lines"): c.ColdProcess(c.Blur(), "likelihood").loss(torch.nn.Identity(), some())
+    with pytest.raises(ValueError, match="must average single lines"): c.ColdProcess(c.Average(group=4), "likelihood").loss(torch.nn.Identity(), some())
+    with pytest.raises(ValueError, match='"rows" or "columns"'): c.LineWriter(range(28), "diagonals")
+    with pytest.raises(ValueError, match="permutation"): c.LineWriter([0]*28)
+    with pytest.raises(ValueError, match="from 0 to 1"): c.LineWriter(range(28), cut=7)
+    with pytest.raises(ValueError, match="images must be"): writer()(some(size=14), torch.ones(4), some(size=14))
 
 def test_draws_follow_the_generator():
     p, net = c.ColdProcess(objective="energy"), c.NoisyUNet()
@@ -268,7 +337,7 @@ def test_train_sample_evaluate(tiny, tmp_path):
     assert r["ranges"][-1]["t"][1] == 7 and 0 < r["loss"] < 1
 
 def test_a_run_goes_on_exactly(tmp_path):
-    args = ["train", "cold-rows", *SMALL, "--set", "widths=16,16,16", "--set", "schedule=constant", "--set", "keep_every=0"]
+    args = ["train", "cold-rows", *SMALL, "--set", "d_model=32", "--set", "schedule=constant", "--set", "keep_every=0"]
     run(*args, "--steps", 4, "--run", tmp_path/"a")
     run(*args, "--steps", 2, "--run", tmp_path/"b"), run(*args, "--steps", 4, "--run", tmp_path/"b")
     assert (tmp_path/"a"/"ema.safetensors").read_bytes() == (tmp_path/"b"/"ema.safetensors").read_bytes()
