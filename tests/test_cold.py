@@ -111,7 +111,7 @@ def test_algorithm_2_keeps_what_it_was_given_for_any_restorer(D, seed):
 def test_algorithm_1_does_not(D, seed):
     z_T = D(some(3, seed), D.T)
     first = next(c.algorithm_1(nonsense(seed), D, z_T))
-    assert (D(first.z_t, D.T) - z_T).abs().max() > 0.05
+    assert (D(first.z_t, D.T) - z_T).abs().max() > 1e-3   # Algorithm 2: below 2e-5
 
 @given(degradations, st.integers(0, 99))
 @settings(max_examples=30, deadline=None)
