@@ -37,7 +37,7 @@ def conditional(name, n):
     if name == "cure-mse": yield f"conditional/{name}/algorithm-1", restored(replace(process, algorithm=1), net, z_T)
     yield f"conditional/{name}/algorithm-2", restored(process, net, z_T)
     if name.startswith("cold-"):
-        net.cut = net.plan_cut = 0.
+        net.pen.cut = net.plan_cut = 0.
         yield f"conditional/{name}/exact", restored(process, net, z_T)
 
 
@@ -51,13 +51,13 @@ def uniform(D, x, n, each, g):
 def unconditional(axis, n):
     "The drawing model from each prior, and a model that does not draw from the best one."
     process, net, card = pretrained(f"cold-{axis}")
-    D, x, g = process.degradation, to_unit(mnist().images[:20_000]), torch.Generator().manual_seed(0)
-    starts = {"uniform": uniform(D, x, n, False, g), "uniform-each": uniform(D, x, n, True, g), "gaussian": fit_prior(D, x, k=1)(n, g), "mixture": fit_prior(D, x, k=30)(n, g)}
-    if axis == "columns": del starts["uniform-each"], starts["gaussian"]   # the rows show what these are worth
+    D, x, g = process.degradation, to_unit(mnist().images), torch.Generator().manual_seed(0)
+    starts = {"uniform": uniform(D, x, n, False, g), "uniform-each": uniform(D, x, n, True, g), "gaussian": fit_prior(D, x, k=1)(n, g), "mixture-10": fit_prior(D, x, k=10)(n, g), "mixture": fit_prior(D, x)(n, g)}
+    if axis == "columns": del starts["uniform-each"], starts["gaussian"], starts["mixture-10"]   # the rows show what these are worth
     for name, z_T in starts.items(): yield f"unconditional/{axis}/{name}", restored(process, net, z_T)
     if axis == "rows":
         process, net, card = pretrained("cure-mse")
-        yield "unconditional/rows/mixture,mse", restored(process, net, fit_prior(process.degradation, x, k=30)(n, g))
+        yield "unconditional/rows/mixture,mse", restored(process, net, fit_prior(process.degradation, x)(n, g))
 
 
 def main(names, n, write):

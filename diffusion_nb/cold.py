@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STARTS', 'line_order', 'check_order', 'check_square', 'at_batch', 'Average', 'Separable', 'Blur', 'Pixelate', 'Mask',
            'algorithm_1', 'algorithm_2', 'length', 'energy_score', 'ColdProcess', 'pretrained', 'places', 'NoisyUNet',
-           'LineWriter', 'some_images', 'degradation', 'cold', 'noisy_unet', 'line_writer']
+           'choose', 'Pen', 'Reader', 'LineWriter', 'some_images', 'degradation', 'cold', 'noisy_unet', 'line_writer']
 
 # %% ../nbs/08_cold.ipynb #d0bf22d5
 from dataclasses import dataclass, field
@@ -49,14 +49,14 @@ def check_order(
         raise ValueError(f"order must be a permutation of 0..{n-1}: {', '.join(wrong[:5])}{', ...' if len(wrong) > 5 else ''} missing, repeated or foreign ({len(order)} entries)")
     return order
 
-# %% ../nbs/08_cold.ipynb #57f55ecc
+# %% ../nbs/08_cold.ipynb #e15148e5
 def check_square(
     x:Tensor, # images, (B, C, size, size)
     size:int, # height and width wanted
 )->Tensor:    # `x`
     "Refuse what is not a batch of square images of the right size."
     if x.ndim != 4 or x.shape[2:] != (size, size): raise ValueError(f"images must be (B, C, {size}, {size}), got {tuple(x.shape)}")
-    return x if x.sum().isfinite() else check_images(x)   # one sum is cheap, and not finite where a value is not
+    return x
 
 def at_batch(
     v:Tensor, # one row, or one for each image
@@ -66,7 +66,7 @@ def at_batch(
     if len(v) not in (1, len(x)): raise ValueError(f"t must be one step or one for each of the {len(x)} images, got {len(v)}")
     return v
 
-# %% ../nbs/08_cold.ipynb #c2a426f6
+# %% ../nbs/08_cold.ipynb #549f0aff
 @dataclass(frozen=True)
 class Average:
     "D(x, t): the first t lines of an order, or groups of adjacent lines, become their mean (report, section 2.1)."
@@ -100,16 +100,18 @@ class Average:
         "The images x, (B, C, size, size), at step t, an int or (B,)."
         check_square(x, self.size)
         across = 3 if self.axis == "rows" else 2
-        means, m = x.mean(across), at_batch(self.mask(torch.as_tensor(t, device=x.device)), x)[:, None].to(x.dtype)   # a number for each line
-        if self.group > 1: means, m = (v.repeat_interleave(self.group, 2) for v in (means.unflatten(2, (self.T, self.group)).mean(3), m))
+        means, m = x.mean(across), at_batch(self.mask(torch.as_tensor(t, device=x.device)), x).to(x.dtype)   # a number for each line
+        if not means.sum().isfinite(): check_images(x)                            # not finite where a pixel is not
+        if self.group > 1: means, m = (v.unsqueeze(-1).expand(*v.shape, self.group).flatten(-2) for v in (means.unflatten(2, (self.T, self.group)).mean(3), m))
+        m = m[:, None]
         return (x*(1 - m).unsqueeze(across)).add_((means*m).unsqueeze(across))   # exact, since m is 0 or 1, and faster than torch.where
 
-# %% ../nbs/08_cold.ipynb #3cfec967
+# %% ../nbs/08_cold.ipynb #b552003e
 class Separable:
     "D(x, t) = K_t x K_t^T with a matrix for each step: mixes rows with rows and columns with columns."
     def __call__(self, x, t):
         "The images x, (B, C, size, size), at step t, an int or (B,)."
-        check_square(x, self.size)
+        check_square(check_images(x), self.size)
         k = at_batch(self.kernels.to(x)[check_t(t, self.T, 0).to(x.device).view(-1)], x)[:, None]
         with torch.autocast(x.device.type, enabled=False): return k @ x @ k.mT
 
@@ -149,7 +151,7 @@ class Pixelate(Separable):
         i = torch.arange(self.size)
         return torch.stack([(i[:, None]//s == i//s).double()/s for s in (1, *self.sides)])
 
-# %% ../nbs/08_cold.ipynb #9138221b
+# %% ../nbs/08_cold.ipynb #83339907
 @dataclass(frozen=True)
 class Mask:
     "Black spreads from the centre: at each step a Gaussian hole, wider each time (Bansal et al. 2022, section 4.2, inpainting)."
@@ -168,7 +170,7 @@ class Mask:
 
     def __call__(self, x, t):
         "The images x, (B, C, size, size), at step t, an int or (B,)."
-        check_square(x, self.size)
+        check_square(check_images(x), self.size)
         m = at_batch(self.weights.to(x)[check_t(t, self.T, 0).to(x.device).view(-1)], x)[:, None]
         return x*m + LO*(1 - m)
 
@@ -334,9 +336,91 @@ class NoisyUNet(UNet):
         h = self.up2(torch.cat([self.grow2(h), h2], 1), e)
         return self.out(self.up1(torch.cat([self.grow1(h), h1], 1), e))
 
-# %% ../nbs/08_cold.ipynb #789f4003
+# %% ../nbs/08_cold.ipynb #84c6aff9
+def choose(
+    logits:Tensor,  # (B, K)
+    chance:Tensor,  # uniform in [0, 1], (B,); it decides
+    cut:float=0.,   # a choice less likely than this, compared to the likeliest, is not taken
+)->tuple:           # the choices (B,), and what they leave of `chance`, uniform in [0, 1] again
+    "Choose with the probabilities of logits, by inversion of the distribution function."
+    p = logits.softmax(1)
+    p = p*(p >= cut*p.amax(1, keepdim=True))
+    upto = p.cumsum(1)/p.sum(1, keepdim=True)
+    k = (chance[:, None] > upto).sum(1, keepdim=True).clamp(max=p.shape[1] - 1)
+    width, top = (v.gather(1, k)[:, 0] for v in (p/p.sum(1, keepdim=True), upto))
+    return k[:, 0], (1 - (top - chance)/width).clamp(0, 1)
+
+# %% ../nbs/08_cold.ipynb #ed0e1c34
+class Pen(nn.Module):
+    "Writes lines pixel by pixel, from features of each pixel, the shades written last and the ink that is left."
+    def __init__(self,
+        width:int=64,    # features of a pixel
+        levels:int=8,    # shades of grey, from 0 to 1
+        past:int=14,     # pixels that it remembers
+        d:int=96,        # width of its layers
+        cut:float=.05,   # a shade less likely than this, compared to the likeliest, is not drawn
+    ):
+        super().__init__()
+        self.levels, self.past, self.cut = levels, past, cut
+        self.recall, self.hint = nn.Conv1d(2, d, past), nn.Linear(width, d)
+        self.layers, self.shade = nn.ModuleList(nn.Linear(d, d) for _ in range(2)), nn.Linear(d, levels)
+
+    def logits(self, hint, recent):
+        "Scores (lines, pixels, levels) of each shade, from hints (lines, pixels, d) and what was written, (lines, 2, past - 1 + pixels)."
+        h = F.gelu(hint + self.recall(recent).mT)
+        for layer in self.layers: h = h + F.gelu(layer(h))
+        return self.shade(h).to(recent.dtype)
+
+    def forward(self, f, ink, total):
+        "Minus the log probability of lines of ink (lines, pixels) with features f (lines, pixels, width) and the total (lines,) known: a sum over pixels, (lines,)."
+        before = F.pad(ink, (1, 0))[:, :-1]
+        recent = F.pad(torch.stack([before, (total[:, None] - before.cumsum(1))/4], 1), (self.past - 1, 0))
+        return F.cross_entropy(self.logits(self.hint(f), recent).mT, (ink*(self.levels - 1)).round().long(), reduction="none").sum(1)
+
+    def write(self, f, total, chance):
+        "Draw lines of ink, (lines, pixels); `chance`, of the same shape, is uniform in [0, 1] and decides."
+        hint, ink, left, recent, out = self.hint(f), torch.zeros_like(total), total, f.new_zeros(len(f), 2, self.past), []
+        for j in range(f.shape[1]):
+            recent = torch.cat([recent[:, :, 1:], torch.stack([ink, left/4], 1)[:, :, None]], 2)
+            ink = choose(self.logits(hint[:, j:j+1], recent)[:, 0], chance[:, j], self.cut)[0].to(f.dtype)/(self.levels - 1)
+            left = left - ink
+            out.append(ink)
+        return torch.stack(out, 1)
+
+# %% ../nbs/08_cold.ipynb #15a48126
+class Reader(nn.Module):
+    "Reads images line by line, in the order of restoration: a causal transformer with one token for each turn."
+    def __init__(self,
+        turn,            # lines in the order of restoration, a permutation of 0..N-1
+        d_model:int=128, # width of the transformer
+        depth:int=3,     # its layers
+        heads:int=4,     # its heads
+        near:int=2,      # known neighbours on either side of a line
+    ):
+        super().__init__()
+        turn, N = list(turn), len(turn)
+        side = lambda lines: (*lines[:near], *[N]*(near - len(lines[:near])))                 # N stands for none
+        beside = [side(sorted(j for j in turn[:k] if j > i)) + side(sorted((j for j in turn[:k] if j < i), reverse=True)) for k, i in enumerate(turn)]
+        self.register_buffer("turn", torch.tensor(turn), persistent=False)
+        self.register_buffer("beside", torch.tensor(beside), persistent=False)                # (N, 2 near)
+        self.place, self.before, self.around = nn.Parameter(.02*torch.randn(N, d_model)), nn.Linear(N, d_model), nn.Linear(2*near*N, d_model)
+        self.means, self.own = nn.Linear(N, d_model), nn.Linear(1, d_model)
+        layer = nn.TransformerEncoderLayer(d_model, heads, 4*d_model, 0., "gelu", batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, depth, nn.LayerNorm(d_model), enable_nested_tensor=False)
+
+    def forward(self, v, m, only=None):
+        "Lines v (B, N, N) and their means m (B, N), as ink in [0, 1], to states (B, turns, d_model) and what lies beside each line, (B, turns, 2 near, N); of turn `only` alone if given."
+        n = len(self.turn) if only is None else only + 1
+        turn, r = self.turn[:n], m.clamp(min=0).sqrt()
+        near = F.pad(v, (0, 0, 0, 1), value=-1.)[:, self.beside[:n]]
+        h = self.before(F.pad(v[:, turn], (0, 0, 1, 0))[:, :n]) + self.around(near.flatten(2)) + self.means(r)[:, None] + self.own(r[:, turn, None]) + self.place[:n]
+        with sdpa_kernel(SDPBackend.MATH):   # of 28 tokens, half the time of the fused kernel on a CPU
+            h = self.layers(h, nn.Transformer.generate_square_subsequent_mask(n, h.device, h.dtype))
+        return (h, near) if only is None else (h[:, only:], near[:, only:])
+
+# %% ../nbs/08_cold.ipynb #eae20ba9
 class LineWriter(nn.Module):
-    "Draws images line by line: a transformer reads the lines that are there and the means of all and makes a plan, a small network writes the next line pixel by pixel."
+    "Draws images line by line: a `Reader` of the lines that are there makes a plan, a `Pen` writes the next line by it."
     def __init__(self,
         order,             # of the degradation, a permutation of 0..N-1; what was averaged last is written first
         axis:str="rows",   # or "columns"
@@ -353,27 +437,22 @@ class LineWriter(nn.Module):
     ):
         super().__init__()
         if axis not in ("rows", "columns"): raise ValueError(f'axis must be "rows" or "columns", not {axis!r}')
-        N = len(order)
         for c in (cut, plan_cut):
             if not 0 <= c <= 1: raise ValueError(f"a cut must be from 0 to 1, not {c!r}")
-        self.axis, self.order, self.levels, self.past, self.cut, self.plan_cut = axis, check_order(order, N), levels, past, cut, plan_cut
-        turn = self.order[::-1]
-        side = lambda lines: (*lines[:near], *[N]*(near - len(lines[:near])))                 # N stands for none
-        beside = [side(sorted(j for j in turn[:k] if j > i)) + side(sorted((j for j in turn[:k] if j < i), reverse=True)) for k, i in enumerate(turn)]
-        self.register_buffer("turn", torch.tensor(turn), persistent=False)
-        self.register_buffer("beside", torch.tensor(beside), persistent=False)                # (N, 2 near)
+        N = len(order)
+        self.axis, self.order, self.levels, self.plan_cut = axis, check_order(order, N), levels, plan_cut
+        self.reader, self.pen = Reader(self.order[::-1], d_model, depth, heads, near), Pen(width, levels, past, cut=cut)
         self.register_buffer("plans", torch.zeros(plans, N, N))                               # as ink in [0, 1], lines first
-        self.place, self.before, self.around = nn.Parameter(.02*torch.randn(N, d_model)), nn.Linear(N, d_model), nn.Linear(2*near*N, d_model)
-        self.means, self.own = nn.Linear(N, d_model), nn.Linear(1, d_model)
-        self.reader = nn.TransformerEncoder(nn.TransformerEncoderLayer(d_model, heads, 4*d_model, 0., "gelu", batch_first=True, norm_first=True), depth, nn.LayerNorm(d_model), enable_nested_tensor=False)
         self.guess, self.idea = nn.Linear(d_model, plans), nn.Embedding(plans, d_model)
         self.spread, self.which = nn.Linear(d_model, N*width//2), nn.Parameter(.1*torch.randn(N, width//2, 1))
         self.mix = nn.ModuleList(nn.Conv1d(width//2 + 2*near + 3 if i == 0 else width, width, 5, padding=2) for i in range(3))
-        self.recall, self.hint = nn.Conv1d(2, 96, past), nn.Linear(width, 96)
-        self.pen, self.shade = nn.ModuleList(nn.Linear(96, 96) for _ in range(2)), nn.Linear(96, levels)
 
     @property
     def degradation(self)->Average: return Average(self.axis, 1, self.order, len(self.order))
+
+    def lines(self, v):
+        "Images (..., H, W) with the lines that are written as their rows."
+        return v if self.axis == "rows" else v.mT
 
     def grey(self, ink, m):
         "Lines of ink in the writer's shades, and the same with the means m put right, as a restored line has them."
@@ -388,83 +467,44 @@ class LineWriter(nn.Module):
         self.plans[:len(centres)] = torch.from_numpy(centres).to(self.plans).unflatten(1, self.plans.shape[1:])
 
     def plan(self, v):
-        "The number of the most similar plan for each image, (B,), from its lines as ink."
+        "The number of the most similar plan for each image, (B,), from its lines as ink, (B, N, N)."
         return torch.cdist(v.flatten(1), self.plans.to(v).flatten(1)).argmin(1)
-
-    def read(self, v, m, only=None):
-        "Lines v (B, N, N) and their means m (B, N), as ink in [0, 1], to a state (B, turns, d_model) and what lies beside each line; turn k reads lines of earlier turns only."
-        n = len(self.turn) if only is None else only + 1
-        turn, r = self.turn[:n], m.clamp(min=0).sqrt()
-        near = F.pad(v, (0, 0, 0, 1), value=-1.)[:, self.beside[:n]]
-        h = self.before(F.pad(v[:, turn], (0, 0, 1, 0))[:, :n]) + self.around(near.flatten(2)) + self.means(r)[:, None] + self.own(r[:, turn, None]) + self.place[:n]
-        with sdpa_kernel(SDPBackend.MATH): h = self.reader(h, nn.Transformer.generate_square_subsequent_mask(n, h.device, h.dtype))   # the fused one is slow at 28 tokens
-        return (h, near) if only is None else (h[:, only:], near[:, only:])
 
     def look(self, h, near, turns, plan):
         "Features (lines, N, width) from the states, what lies beside, the turns (lines,) and the plans chosen (lines,)."
-        drawn = F.pad(self.plans.to(near), (0, 0, 1, 1))[plan[:, None], self.turn[turns][:, None] + torch.arange(3, device=near.device)]
+        drawn = F.pad(self.plans.to(near), (0, 0, 1, 1))[plan[:, None], self.reader.turn[turns][:, None] + torch.arange(3, device=near.device)]
         f = torch.cat([self.spread(h + self.idea(plan)).unflatten(1, self.which.shape[1:2] + near.shape[2:]) + self.which[turns], near, drawn], 1)
         for i, layer in enumerate(self.mix): f = (f if i else 0) + F.gelu(layer(f))
         return f.mT.to(near.dtype)
 
-    def logits(self, hint, recent):
-        "Scores (..., levels) of each shade, from hint (..., pixels, 96) and what was written, (..., 2, past - 1 + pixels)."
-        h = F.gelu(hint + self.recall(recent).mT)
-        for layer in self.pen: h = h + F.gelu(layer(h))
-        return self.shade(h).to(recent.dtype)
-
-    def score(self, f, ink, left):
-        "Minus the log probability of each line's shades, mean over its pixels: (lines,)."
-        before = F.pad(ink, (1, 0))[:, :-1]
-        recent = F.pad(torch.stack([before, (left - before.cumsum(1))/4], 1), (self.past - 1, 0))
-        return F.cross_entropy(self.logits(self.hint(f), recent).mT, (ink*(self.levels - 1)).round().long(), reduction="none").mean(1)
-
-    def draw(self, logits, chance, cut):
-        "Choose with the probabilities of logits (B, K), without the least likely; `chance` decides, uniform in [0, 1], (B, 1)."
-        p = logits.softmax(1)
-        p = (p*(p >= cut*p.amax(1, keepdim=True))).cumsum(1)
-        return (chance*p[:, -1:] > p).sum(1, keepdim=True).clamp(max=logits.shape[1] - 1)
-
-    def write(self, f, left, chance):
-        "Draw each line from its first pixel to its last; `chance` decides, uniform in [0, 1]."
-        hint, ink, recent, out = self.hint(f), torch.zeros_like(left), f.new_zeros(len(f), 2, self.past), []
-        for j in range(f.shape[1]):
-            recent = torch.cat([recent[:, :, 1:], torch.stack([ink, left/4], 1)], 2)
-            ink = self.draw(self.logits(hint[:, j:j+1], recent)[:, 0], chance[:, j, None], self.cut).to(f.dtype)/(self.levels - 1)
-            left = left - ink
-            out.append(ink)
-        return torch.cat(out, 1)
-
-    def lines(self, v):
-        "Images (..., H, W) with the lines that are written as their rows."
-        return v if self.axis == "rows" else v.mT
+    def nats(self, ink, m, every_plan=False):
+        "Minus the log probability of plan and line (8.13), or of the line alone, summed over every plan; at each turn, by the number of pixels: (B, turns)."
+        (ink, seen), some, N = self.grey(ink, m), (m > 1e-6)[:, self.reader.turn], len(self.order)   # a line without ink leaves no choice
+        image, turns = some.nonzero(as_tuple=True)
+        h, near = (w[some] for w in self.reader(seen, m))
+        line, guess = self.reader.turn[turns], self.guess(h).to(ink.dtype).log_softmax(1)
+        def both(plan): return self.pen(self.look(h, near, turns, plan), ink[image, line], N*m[image, line]) - guess.gather(1, plan[:, None])[:, 0]
+        if every_plan: out = -torch.stack([-both(torch.full_like(image, c)) for c in range(len(self.plans))]).logsumexp(0)
+        else: out = both(self.plan(ink)[image])
+        return torch.zeros_like(m).index_put((image, turns), out/N)
 
     def forward(self, z_t, u, noise=None, x=None, due=None):
-        N = len(self.turn)
+        N = len(self.order)
         if z_t.shape[1:] != (1, N, N): raise ValueError(f"images must be (B, 1, {N}, {N}), got {tuple(z_t.shape)}")
         v = self.lines(z_t)[:, 0] - LO
-        m, rank = v.mean(2), torch.argsort(self.turn.flip(0)) + 1
+        m, rank = v.mean(2), torch.argsort(self.reader.turn.flip(0)) + 1
         if x is not None: return self.nats(self.lines(x)[:, 0] - LO, m)[:, N - rank]
         v, chance = v.clone(), torch.special.ndtr(self.lines(noise)[:, 0])
         due = rank <= (u*N).round()[:, None] if due is None else due
-        due = due.expand(len(v), -1) & (m > 1e-6)                                             # a line without ink leaves no choice
-        for k, j in enumerate(self.turn.tolist()):
+        due = due.expand(len(v), -1) & (m > 1e-6)
+        for k, j in enumerate(self.reader.turn.tolist()):
             i = due[:, j].nonzero().flatten()
             if not len(i): continue
-            (h, near), more = self.read(v[i], m[i], k), chance[i, j, :1]*1000 % 1             # the further digits of a random number are another one
-            plan = self.draw(self.guess(h[:, 0]).to(v.dtype), more, self.plan_cut)
-            line = self.write(self.look(h[:, 0], near[:, 0], torch.full_like(i, k), plan[:, 0]), N*m[i, j, None], chance[i, j])
-            v[i, j] = self.grey(line, m[i, j])[1]
+            (h, near), first = self.reader(v[i], m[i], k), chance[i, j, 0]
+            plan, first = choose(self.guess(h[:, 0]).to(v.dtype), first, self.plan_cut)
+            f = self.look(h[:, 0], near[:, 0], torch.full_like(i, k), plan)
+            v[i, j] = self.grey(self.pen.write(f, N*m[i, j], torch.cat([first[:, None], chance[i, j, 1:]], 1)), m[i, j])[1]
         return self.lines(v + LO)[:, None]
-
-    def nats(self, ink, m):
-        "Minus the log probability of plan and line at each turn, by the number of pixels: (B, turns)."
-        (ink, seen), some, N = self.grey(ink, m), (m > 1e-6)[:, self.turn], len(self.turn)
-        image, turns = some.nonzero(as_tuple=True)
-        h, near = (w[some] for w in self.read(seen, m))
-        plan, line = self.plan(ink)[image], self.turn[turns]
-        out = self.score(self.look(h, near, turns, plan), ink[image, line], N*m[image, line][:, None]) + F.cross_entropy(self.guess(h).to(ink.dtype), plan, reduction="none")/N
-        return torch.zeros_like(m).index_put((image, turns), out)
 
 # %% ../nbs/08_cold.ipynb #3b12a579
 def some_images(

@@ -45,7 +45,7 @@ def from_root(
     "The inverse; what is below 0 is no ink."
     return LO + y.clamp(0, 1).square()
 
-# %% ../nbs/10_unconditional.ipynb #578beacf
+# %% ../nbs/10_unconditional.ipynb #5e2b0238
 @dataclass
 class Mixture:
     "A weighted sum of Gaussians: Pr(y) = sum_k w_k Norm_y[mu_k, L_k L_k^T]."
@@ -55,10 +55,11 @@ class Mixture:
 
     def log_parts(self, y)->Tensor:
         "log of each term at y (N, d): (N, K)."
-        d = y.shape[1]
-        e = torch.linalg.solve_triangular(self.scale, (y.T - self.mean[:, :, None]), upper=False)      # (K, d, N)
-        logdet = self.scale.diagonal(dim1=1, dim2=2).log().sum(1)
-        return (self.weight.log() - logdet - d/2*torch.tensor(2*torch.pi).log())[None] - e.square().sum(1).T/2
+        K, d = self.mean.shape
+        white = torch.linalg.solve_triangular(self.scale, torch.eye(d, dtype=self.scale.dtype).expand(K, d, d), upper=False)   # L^-1
+        const = self.weight.log() + white.diagonal(dim1=1, dim2=2).log().sum(1) - d/2*torch.tensor(2*torch.pi).log()
+        centre = (white@self.mean[:, :, None])[:, :, 0]
+        return torch.cat([const - ((b@white.flatten(0, 1).T).unflatten(1, (K, d)) - centre).square().sum(2)/2 for b in y.split(1000)])
 
     def log_prob(self, y)->Tensor:
         "log Pr(y), (N,)."
@@ -70,10 +71,10 @@ class Mixture:
         eps = torch.randn(n, self.mean.shape[1], dtype=self.mean.dtype, generator=generator)
         return self.mean[k] + (self.scale[k]@eps[:, :, None])[:, :, 0]
 
-# %% ../nbs/10_unconditional.ipynb #ebef1427
+# %% ../nbs/10_unconditional.ipynb #58409975
 def fit_mixture(
     y:Tensor,         # data, (N, d)
-    k:int=30,         # terms
+    k:int=100,        # terms
     rounds:int=25,    # of expectation and maximisation
     ridge:float=1e-4, # added to each variance
     seed:int=0,       # of the start
@@ -85,9 +86,12 @@ def fit_mixture(
     r = torch.nn.functional.one_hot(torch.cdist(y, y[start]).argmin(1), k).double()                    # who belongs to whom, (N, K)
     for _ in range(rounds):
         n = r.sum(0) + 1e-9
-        mean = r.T@y/n[:, None]
-        cov = torch.stack([(r[:, i, None]*y).T@y/n[i] - mean[i, :, None]*mean[i] for i in range(k)])
-        m = Mixture(n/n.sum(), mean, torch.linalg.cholesky(cov + ridge*eye))
+        mean, cov = r.T@y/n[:, None], []
+        for i in range(k):
+            own = (r[:, i] > 1e-9).nonzero()[:, 0]                                                     # most points belong to few terms
+            e = y[own] - mean[i]
+            cov.append((r[own, i, None]*e).T@e/n[i])
+        m = Mixture(n/n.sum(), mean, torch.linalg.cholesky(torch.stack(cov) + ridge*eye))
         r = m.log_parts(y).softmax(1)
     return m
 
@@ -110,17 +114,18 @@ def fit_prior(
     "Learn what fully degraded images look like."
     return Prior(D, fit_mixture(to_root(line_means(D, x)), **kwargs))
 
-# %% ../nbs/10_unconditional.ipynb #df8ec655
+# %% ../nbs/10_unconditional.ipynb #da41e466
 def start(
     D:Average,    # whose fully degraded images
-    images:int=20_000, # of MNIST train, the first ones
+    images:int=60_000, # of MNIST train, the first ones
+    **kwargs,     # passed on to `fit_mixture`
 )->Callable:      # (n, generator) to images
     "A prior fitted at its first draw."
     if not isinstance(D, Average): raise ValueError(f"a prior is learned for averages of lines, not for {D}")
     fitted = []
     def draw(n, generator=None):
         from diffusion_nb.data import mnist, to_unit
-        if not fitted: fitted.append(fit_prior(D, to_unit(mnist().images[:images])))
+        if not fitted: fitted.append(fit_prior(D, to_unit(mnist().images[:images]), **kwargs))
         return fitted[0](n, generator)
     return draw
 

@@ -4,6 +4,7 @@ import json, math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from hypothesis import given, settings
 import hypothesis.strategies as st
 from typer.testing import CliRunner
@@ -192,21 +193,25 @@ def test_every_degradation_trains_and_samples(D):
 def writer(order=None, axis="rows", **kwargs):
     torch.manual_seed(0)
     net = c.LineWriter(c.line_order() if order is None else order, axis, **kwargs)
-    with torch.no_grad(): net.shade.weight.mul_(5), net.recall.weight.mul_(5), net.hint.weight.mul_(5)   # a character of its own
+    with torch.no_grad():
+        for layer in (net.pen.shade, net.pen.recall, net.pen.hint, net.guess, net.idea): layer.weight.mul_(2)   # a character of its own
+        net.plans.uniform_(generator=gen())
     return net.eval()
 
 @torch.no_grad()
 @pytest.mark.parametrize("order, axis", [((0, 1), "rows"), ((1, 0), "rows"), ((1, 0), "columns")])
 def test_a_writer_draws_what_it_scores(order, axis):
     "All 16 images of 2 x 2 pixels: the probabilities add up to 1, and the frequencies follow them."
-    net = writer(order, axis, levels=2, past=2, plans=1, cut=0.)
+    net = writer(order, axis, levels=2, past=2, plans=3, cut=0., plan_cut=0.)
     every = torch.tensor([[i >> k & 1 for k in (3, 2, 1, 0)] for i in range(16)]).view(16, 1, 2, 2) + LO
     z = torch.tensor([[-.2, -.2], [.1, .1]])
     z = (z if axis == "rows" else z.T).expand(40_000, 1, 2, 2)
-    p = (-2*net(z[:16], torch.ones(16), x=every).sum(1)).exp()
+    D = net.degradation
+    ink = D.lines(every) - LO
+    p = (-2*net.nats(ink, D.lines(z[:16]).mean(2) - LO, every_plan=True).sum(1)).exp()
+    assert ((-2*net(z[:16], torch.ones(16), x=every).sum(1)).exp() < p).all(), "what is minimised is a bound"
     drawn = net(z, torch.ones(40_000), torch.randn(z.shape, generator=gen(1)))
     assert abs(p.sum().item() - 1) < 1e-5 and p.max() < .9
-    D = net.degradation
     flat = lambda v: (D.lines(v) - D.lines(v).mean(2, keepdim=True)).flatten(1)    # drawn lines have their means put right: 00 and 11 become the same
     for k in flat(every).unique(dim=0):
         said, came = p[(flat(every) - k).abs().amax(1) < .1].sum(), ((flat(drawn) - k).abs().amax(1) < .1).float().mean()
@@ -218,13 +223,14 @@ def test_a_writer_draws_what_it_scores(order, axis):
 def test_a_writer_looks_only_at_lines_restored_before(axis, order):
     net = writer(c.line_order(order), axis)
     D, x = net.degradation, some()
+    net.plans.zero_()                                          # the true plan is a secret of the whole image
     for s in (28, 20, 3):
         z, other = D(x, s), some(seed=1)
         mixed = other - D(other, s) + z                        # the same z_s, other lines below it
         a, b = (net(D(v, 28), torch.ones(4), x=v) for v in (x, mixed))
         due, known = D.order[s - 1], [j for j in range(28) if j not in D.order[:s]]
         torch.testing.assert_close(a[:, known], b[:, known], atol=1e-5, rtol=1e-4)
-        states = lambda v, **k: net.read(D.lines(v) - LO, D.lines(v).mean(2) - LO, **k)[0]
+        states = lambda v, **k: net.reader(D.lines(v) - LO, D.lines(v).mean(2) - LO, **k)[0]
         torch.testing.assert_close(states(x)[:, 28 - s], states(z, only=28 - s)[:, 0], atol=1e-4, rtol=1e-3)
         assert (a[:, due] - b[:, due]).abs().max() > 1e-4
 
@@ -259,15 +265,21 @@ def test_a_writer_plans(axis):
     i = as_lines(x)[:, j].any(1).nonzero()[0]                # a line without ink would leave no choice
     v, nearest = as_lines(x)[i].float(), nearest[i]
     m = v.mean(2)
-    h, near = net.read(v, m)
+    h, near = net.reader(v, m)
     f = net.look(h[0, :1], near[0, :1], torch.tensor([0]), nearest)
-    by_hand = net.score(f, v[:, j], 4*m[:, j, None]) - net.guess(h[0, :1]).log_softmax(1)[:, nearest[0]]/4
+    by_hand = net.pen(f, v[:, j], 4*m[:, j])/4 - net.guess(h[0, :1]).log_softmax(1)[:, nearest[0]]/4
     torch.testing.assert_close(net.nats(v, m)[:, 0], by_hand)
-    logits = torch.tensor([[0., 1., 2.]]).expand(40_000, 3)
-    share = lambda cut: net.draw(logits, torch.rand(40_000, 1, generator=gen()), cut)[:, 0].bincount(minlength=3)/40_000
+
+def test_choices_follow_the_probabilities_and_leave_a_uniform_number():
+    logits, chance = torch.tensor([[0., 1., 2.]]).expand(40_000, 3), torch.rand(40_000, generator=gen())
+    def share(cut): return c.choose(logits, chance, cut)[0].bincount(minlength=3)/40_000
     torch.testing.assert_close(share(0.), logits[0].softmax(0), atol=.01, rtol=0)
     torch.testing.assert_close(share(.2), torch.tensor([0., 1/(1 + math.e), math.e/(1 + math.e)]), atol=.01, rtol=0)   # e^-2 is below a fifth
     assert share(1.).tolist() == [0, 0, 1]
+    for cut in (0., .2, 1.):
+        k, left = c.choose(logits, chance, cut)
+        assert all(stats.kstest(left[k == i].numpy(), "uniform").pvalue > .001 for i in k.unique())
+    assert c.choose(logits[:2], torch.tensor([0., 1.]))[0].tolist() == [0, 2]
 
 @torch.no_grad()
 def test_the_likelihood_is_that_of_all_steps():
