@@ -52,8 +52,9 @@ def unconditional(axis, n):
     "The drawing model from each prior, and a model that does not draw from the best one."
     process, net, card = pretrained(f"cold-{axis}")
     D, x, g = process.degradation, to_unit(mnist().images), torch.Generator().manual_seed(0)
-    starts = {"uniform": uniform(D, x, n, False, g), "uniform-each": uniform(D, x, n, True, g), "gaussian": fit_prior(D, x, k=1)(n, g), "mixture-10": fit_prior(D, x, k=10)(n, g), "mixture": fit_prior(D, x)(n, g)}
-    if axis == "columns": del starts["uniform-each"], starts["gaussian"], starts["mixture-10"]   # the rows show what these are worth
+    starts = {"uniform": uniform(D, x, n, False, g)}
+    if axis == "rows": starts |= {"uniform-each": uniform(D, x, n, True, g), "gaussian": fit_prior(D, x, k=1)(n, g), "mixture-10": fit_prior(D, x, k=10)(n, g)}
+    starts["mixture"] = fit_prior(D, x)(n, g)
     for name, z_T in starts.items(): yield f"unconditional/{axis}/{name}", restored(process, net, z_T)
     if axis == "rows":
         process, net, card = pretrained("cure-mse")

@@ -7,13 +7,10 @@ import argparse
 
 import torch
 
+from cold_scores import restored
 from diffusion_nb.cold import pretrained
 from diffusion_nb.data import mnist, to_unit
-from diffusion_nb.ddpm import last
 from diffusion_nb.metrics import extract, fid, floor, real
-from diffusion_nb.training import autocast, has_bf16
-
-PRECISION = "bf16" if has_bf16(torch.device("cpu")) else "fp32"
 
 
 def main(name, n, cuts, plan_cuts):
@@ -25,8 +22,7 @@ def main(name, n, cuts, plan_cuts):
     for net.pen.cut in cuts:
         print(f"{net.pen.cut:8g}", end="", flush=True)
         for net.plan_cut in plan_cuts:
-            with torch.no_grad(), autocast(torch.device("cpu"), PRECISION): x = torch.cat([last(process.sample(net, z_T=z, generator=torch.Generator().manual_seed(i))).z_t for i, z in enumerate(z_T.split(500))])
-            print(f"{fid(extract(x.clamp(-.5, .5), data='restored', clip=True), ref, times=0).value/base:13.1f}    ", end="", flush=True)
+            print(f"{fid(extract(restored(process, net, z_T).clamp(-.5, .5), data='restored', clip=True), ref, times=0).value/base:13.1f}    ", end="", flush=True)
         print()
 
 

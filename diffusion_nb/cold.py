@@ -336,7 +336,7 @@ class NoisyUNet(UNet):
         h = self.up2(torch.cat([self.grow2(h), h2], 1), e)
         return self.out(self.up1(torch.cat([self.grow1(h), h1], 1), e))
 
-# %% ../nbs/08_cold.ipynb #84c6aff9
+# %% ../nbs/08_cold.ipynb #77120cb3
 def choose(
     logits:Tensor,  # (B, K)
     chance:Tensor,  # uniform in [0, 1], (B,); it decides
@@ -345,10 +345,10 @@ def choose(
     "Choose with the probabilities of logits, by inversion of the distribution function."
     p = logits.softmax(1)
     p = p*(p >= cut*p.amax(1, keepdim=True))
-    upto = p.cumsum(1)/p.sum(1, keepdim=True)
-    k = (chance[:, None] > upto).sum(1, keepdim=True).clamp(max=p.shape[1] - 1)
-    width, top = (v.gather(1, k)[:, 0] for v in (p/p.sum(1, keepdim=True), upto))
-    return k[:, 0], (1 - (top - chance)/width).clamp(0, 1)
+    upto, chance = p.cumsum(1), chance.clamp(min=torch.finfo(chance.dtype).tiny)[:, None]
+    at = chance*upto[:, -1:]                              # never beyond the last choice that is left, and never at one before the first
+    k = (at > upto).sum(1, keepdim=True)
+    return k[:, 0], (1 - (upto.gather(1, k) - at)/p.gather(1, k)).clamp(0, 1)[:, 0]
 
 # %% ../nbs/08_cold.ipynb #ed0e1c34
 class Pen(nn.Module):

@@ -280,6 +280,11 @@ def test_choices_follow_the_probabilities_and_leave_a_uniform_number():
         k, left = c.choose(logits, chance, cut)
         assert all(stats.kstest(left[k == i].numpy(), "uniform").pvalue > .001 for i in k.unique())
     assert c.choose(logits[:2], torch.tensor([0., 1.]))[0].tolist() == [0, 2]
+    for k in range(3):                                        # the ends of [0, 1] never take what was cut, and leave a number
+        peak = torch.full((1000, 3), -3.) + 6*torch.nn.functional.one_hot(torch.tensor(k), 3) + 1e-3*torch.rand(1000, 3, generator=gen(k))
+        for end in (0., 1.):
+            took, left = c.choose(peak, torch.full((1000,), end), cut=.2)
+            assert (took == k).all() and left.isfinite().all()
 
 @torch.no_grad()
 def test_the_likelihood_is_that_of_all_steps():
