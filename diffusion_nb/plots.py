@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# %% ../nbs/a0_plots.ipynb #3702b053
-INK = "#808080"  # grey of text and axes: contrast near 4:1 on white paper and on a dark page alike
+# %% ../nbs/a0_plots.ipynb #3329b966
+INK = "#7f7f7f"  # grey of text and axes: contrast near 4:1 on white paper and on a dark page alike; one shade lighter, and Jupyter puts a dark panel behind it
 COLOURS = ["#3d8fd1", "#db772f", "#3fa468", "#a274d0", "#d65a6f", "#8a8f2c"]
 STYLE = {
     "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "legend.frameon": False,
