@@ -6,7 +6,7 @@
 __all__ = ['app', 'FLAGS', 'METAVAR', 'COMPLETE', 'preset_names', 'option', 'one_line', 'guarded', 'command', 'say', 'changed',
            'preset_lines', 'presets', 'train', 'device', 'trajectory', 'gif_bytes', 'npy_bytes', 'sample', 'loss_table',
            'draw_images', 'read_images', 'scored', 'losses', 'evaluate', 'cards', 'run_row', 'runs', 'file_state',
-           'data', 'reproduce', 'show_version', 'general', 'main']
+           'data', 'reproducible', 'reproduce', 'figure_bytes', 'show_version', 'general', 'main']
 
 # %% ../nbs/a2_cli.ipynb #fa3bb837
 import functools, inspect, json, os, sys, time, warnings
@@ -392,23 +392,61 @@ def data(
         say(f"{name}: {x['folder']} (sources, in this order: {', '.join(x['sources'])})")
         for f, state in x["files"].items(): say(f"  {f:26s} {state:8s} sha256 {d.SHA256[name][f][:16]}")
 
-# %% ../nbs/a2_cli.ipynb #be1d11be
-@command("diffusion-nb reproduce", "diffusion-nb reproduce --results results/results.json")
+# %% ../nbs/a2_cli.ipynb #6c3d3cdc
+def reproducible()->str: # lines
+    "The list that `diffusion-nb reproduce` prints."
+    from diffusion_nb.claims import FIGURES, PRINTED, behind, shipped
+    from diffusion_nb.experiments import PRESETS
+    said = ["Trainings of the report (begun, or gone on with, in runs/NAME):", preset_lines([k for k in PRESETS if k.startswith("report")], "  "),
+            "Its figures, drawn from the weights that come with the package:", "  " + ", ".join(FIGURES), "Its tables, beside ours:", "  " + ", ".join(PRINTED), "Measurements:"]
+    said += [f"  {p.run + '-e...':26s} epochs {', '.join(map(str, shipped(p.run)))}" for p in PRINTED.values()]
+    return "\n".join([*said, "  real, defects, study, study/ARM (see chapter 07)"])
+
+@command("diffusion-nb reproduce", "diffusion-nb reproduce figure-2.2", "diffusion-nb reproduce table-3.2 --check", "diffusion-nb reproduce report-cold-rows-e20 --check", "diffusion-nb reproduce report-ddpm")
 def reproduce(
-    claim:str=None, # a claim of the report
+    name:str=None,         # what; without it: a list of what there is
     *,
+    check:bool=False,      # measure the numbers behind it again and compare (exit code 1 where they differ)
+    record:bool=False,     # measure them again and write them to the file of results (for whoever edits the book)
+    out:Path=None,         # PNG file for a figure (unless given, its name in this folder)
+    n:int=None,            # images for each score of a model (unless given, as many as were stored)
+    runs:Path=Path("runs"), # folder of runs, for trainings
     results:Path=Path("results/results.json"), # file of measured numbers
 ):
-    "List what of the report can be repeated."
-    from collections import Counter
+    "Repeat a training, figure, table or number of the report."
+    if name is None: return say(reproducible())
     from diffusion_nb.experiments import PRESETS, ExperimentError
+    if name in PRESETS:
+        if check or record: raise typer.BadParameter(f"{name} is a training; what is measured of it is called {name}-e20 or the like")
+        return train(name, run=runs/name)
+    from diffusion_nb import claims
     from diffusion_nb.metrics import read_results
-    say("Trainings of the report:\n" + preset_lines([k for k in PRESETS if k.startswith("report")], "  diffusion-nb train "))
-    known = Counter(id.split("/")[0] for id in read_results(results))
-    say(f"Measured numbers in {results}: {', '.join(f'{n} of {k}' for k, n in known.items()) or 'none'}")
-    later = "the report's claims are not stored in this version; a later one will compare them with measurements, one by one"
-    if claim: raise ExperimentError(f"cannot reproduce {claim!r}: {later}")
-    say(f"Note: {later}.")
+    from diffusion_nb.metrics import record as keep
+    try: items = claims.behind(name)
+    except ExperimentError as e: raise typer.BadParameter(str(e)) from None
+    rows = read_results(results)
+    if not (check or record) and name in claims.PRINTED: return say(claims.table(name, rows))
+    if not (check or record) and name in claims.FIGURES:
+        from diffusion_nb.training import write_durable
+        image, path = claims.figure(name, results=rows), out or Path(f"{name}.png")
+        write_durable(path, figure_bytes(image), "Choose another file with --out")
+        return say(f"{path}: {name}, from {', '.join(items) or 'its formula'}")
+    differ = 0
+    for id, r in claims.recompute(name, n, runs):
+        row = rows.get(id)
+        same = row and claims.agrees(row, r)
+        say(f"{id:58s} {r.value:10.4f}   {'not stored' if row is None else 'stored {:.4f}{}'.format(row['value'], '' if same else '  DIFFERENT')}")
+        differ += not same
+        if record: keep(id, r, f"diffusion-nb reproduce {name} --record", 0, results)
+    if check and differ: raise ExperimentError(f"{differ} numbers differ from those in {results}, or are not there")
+
+def figure_bytes(
+    figure,   # of matplotlib
+)->bytes:     # a PNG file on white
+    "A figure as a file."
+    import io
+    figure.savefig(buf := io.BytesIO(), format="png", facecolor="white", dpi=150)
+    return buf.getvalue()
 
 # %% ../nbs/a2_cli.ipynb #e33ab960
 def show_version(
