@@ -1,4 +1,6 @@
-"""Scores of the cold models with the shipped weights, for chapters 09 and 10: 2,000 images each, digit features, beside the floor.
+"""Scores of our cold models with the shipped weights, for chapters 09 and 10: 2,000 images each, digit features, beside the floor.
+
+Those of the report's own models are measured by `diffusion-nb reproduce NAME --record`.
 
     python benchmarks/cold_scores.py                       everything (about half an hour on one core), printed
     python benchmarks/cold_scores.py cold-rows prior-rows  only these
@@ -21,10 +23,10 @@ PRECISION = "bf16" if has_bf16(torch.device("cpu")) else "fp32"
 COMMAND = "python benchmarks/cold_scores.py --record"
 
 
-def restored(process, net, z_T):
+def restored(process, net, z_T, seed=0):
     "Algorithm 1 or 2 as the process says, in batches, each with its own seed."
     with torch.no_grad(), autocast(z_T.device, PRECISION):
-        return torch.cat([last(process.sample(net, z_T=z, generator=torch.Generator().manual_seed(i))).z_t for i, z in enumerate(z_T.split(500))])
+        return torch.cat([last(process.sample(net, z_T=z, generator=torch.Generator().manual_seed(1000*seed + i))).z_t for i, z in enumerate(z_T.split(500))])
 
 
 def conditional(name, n):
@@ -32,9 +34,9 @@ def conditional(name, n):
     process, net, card = pretrained(name)
     some = torch.randperm(10_000, generator=torch.Generator().manual_seed(0))[:n]   # at random: the first half of the test digits is cleaner than the second
     z_T = process.degrade(to_unit(mnist("test").images[some]), process.T)
-    if name == "cure-mse" or name.startswith("report"):
+    if name == "cure-mse":
         with torch.no_grad(): yield f"conditional/{name}/direct", torch.cat([process.predict(net, z, process.T, generator=torch.Generator().manual_seed(0)) for z in z_T.split(250)])
-    if name == "cure-mse": yield f"conditional/{name}/algorithm-1", restored(replace(process, algorithm=1), net, z_T)
+        yield f"conditional/{name}/algorithm-1", restored(replace(process, algorithm=1), net, z_T)
     yield f"conditional/{name}/algorithm-2", restored(process, net, z_T)
     if name.startswith("cold-"):
         net.pen.cut = net.plan_cut = 0.
@@ -53,7 +55,7 @@ def unconditional(axis, n):
     process, net, card = pretrained(f"cold-{axis}")
     D, x, g = process.degradation, to_unit(mnist().images), torch.Generator().manual_seed(0)
     starts = {"uniform": uniform(D, x, n, False, g)}
-    if axis == "rows": starts |= {"uniform-each": uniform(D, x, n, True, g), "gaussian": fit_prior(D, x, k=1)(n, g), "mixture-10": fit_prior(D, x, k=10)(n, g)}
+    if axis == "rows": starts |= {"uniform-each": uniform(D, x, n, True, g), "gaussian": fit_prior(D, x, k=1)(n, g), "mixture-10": fit_prior(D, x, k=10)(n, g), "mixture-250": fit_prior(D, x, k=250)(n, torch.Generator().manual_seed(0))}
     starts["mixture"] = fit_prior(D, x)(n, g)
     for name, z_T in starts.items(): yield f"unconditional/{axis}/{name}", restored(process, net, z_T)
     if axis == "rows":
@@ -78,7 +80,7 @@ def main(names, n, write):
 
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    everything = sorted(f.stem for f in pretrained_folder().glob("*.json") if f.stem.startswith(("cold-", "cure-", "short-", "order-", "report-cold"))) + ["prior-rows", "prior-columns"]
+    everything = sorted(f.stem for f in pretrained_folder().glob("*.json") if f.stem.startswith(("cold-", "cure-", "short-", "order-"))) + ["prior-rows", "prior-columns"]
     p.add_argument("names", nargs="*", default=everything)
     p.add_argument("-n", type=int, default=2000)
     p.add_argument("--record", action="store_true")

@@ -7,7 +7,7 @@ __all__ = ['PRINTED', 'PRECISION', 'KINDS', 'FIGURES', 'Printed', 'shipped', 'dr
            'real_scores', 'study', 'without_last', 'defects', 'behind', 'recompute', 'agrees', 'curves', 'pictures',
            'side_by_side', 'figure', 'table']
 
-# %% ../nbs/16_claims.ipynb #03df0952
+# %% ../nbs/16_claims.ipynb #f3417cca
 import functools, re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .data import mnist, to_unit
 from .ddpm import last
-from .experiments import PRESETS, STUDY, ExperimentError, build, experiment, held_out, level_loss, load_pretrained, load_run, new_network, one_of, start
+from .experiments import STUDY, build, experiment, held_out, level_loss, load_pretrained, load_run, new_network, one_of, start
 from .metrics import Extractor, Result, confident_digits, extract, fid, frechet_distance, inception_score, moments, read_results, real
 from .plots import COLOURS, INK, axes, show_images
 from .training import autocast, has_bf16, pretrained_folder, stream, train
@@ -208,7 +208,7 @@ def agrees(
     inside = row["interval"] and row["interval"][0] <= result.value <= row["interval"][1]
     return bool(inside or abs(result.value - row["value"]) <= within*abs(row["value"]))
 
-# %% ../nbs/16_claims.ipynb #de16514a
+# %% ../nbs/16_claims.ipynb #d312b7c7
 def curves(
     run:str,     # a preset
     results=None, # as from `read_results`
@@ -218,6 +218,7 @@ def curves(
     ways = ("direct", "algorithm-2") if "cold" in run else ("samples",)
     return list(names), {way: {m: [rows[f"{place(w, way)}/{m.lower()}"] for w in names.values()] for m in ("FID", "IS")} for way in ways}
 
+@functools.lru_cache(64)
 def pictures(
     run:str,  # a preset
     epoch:int, # that is shipped
@@ -235,7 +236,8 @@ def side_by_side(
     shown:dict, # title = images
 ):              # the figure
     "Squares of images beside each other."
-    panels = np.atleast_1d(axes(len(shown), height=7/len(shown) + .25, width=7 if len(shown) > 1 else 2.2))
+    side = min(2.2, 7/len(shown))
+    panels = np.atleast_1d(axes(len(shown), height=side + .3, width=side*len(shown)))
     for ax, (title, x) in zip(panels, shown.items()): show_images(x, ncol=4, title=title, ax=ax)
     return panels[0].figure
 

@@ -392,7 +392,7 @@ def data(
         say(f"{name}: {x['folder']} (sources, in this order: {', '.join(x['sources'])})")
         for f, state in x["files"].items(): say(f"  {f:26s} {state:8s} sha256 {d.SHA256[name][f][:16]}")
 
-# %% ../nbs/a2_cli.ipynb #6c3d3cdc
+# %% ../nbs/a2_cli.ipynb #73657632
 def reproducible()->str: # lines
     "The list that `diffusion-nb reproduce` prints."
     from diffusion_nb.claims import FIGURES, PRINTED, behind, shipped
@@ -431,6 +431,7 @@ def reproduce(
         image, path = claims.figure(name, results=rows), out or Path(f"{name}.png")
         write_durable(path, figure_bytes(image), "Choose another file with --out")
         return say(f"{path}: {name}, from {', '.join(items) or 'its formula'}")
+    if not items: return say(f"{name} is drawn from a formula: there is nothing to measure")
     differ = 0
     for id, r in claims.recompute(name, n, runs):
         row = rows.get(id)
@@ -438,7 +439,7 @@ def reproduce(
         say(f"{id:58s} {r.value:10.4f}   {'not stored' if row is None else 'stored {:.4f}{}'.format(row['value'], '' if same else '  DIFFERENT')}")
         differ += not same
         if record: keep(id, r, f"diffusion-nb reproduce {name} --record", 0, results)
-    if check and differ: raise ExperimentError(f"{differ} numbers differ from those in {results}, or are not there")
+    if check and differ: raise ExperimentError(f"{differ} {'number differs' if differ == 1 else 'numbers differ'} from those in {results}, or {'is' if differ == 1 else 'are'} not there")
 
 def figure_bytes(
     figure,   # of matplotlib
