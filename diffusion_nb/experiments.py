@@ -436,8 +436,8 @@ def held_out(
     se = None if any(r["se"] is None for r in rows) else math.sqrt(sum((w*r["se"])**2 for w, r in zip(share, rows)))
     return {"loss": sum(w*r["loss"] for w, r in zip(share, rows)), "se": se, "n": len(images), "seed": seed, "ranges": rows}
 
-# %% ../nbs/07_experiments.ipynb #663e41ac
-STUDY = {"base": {}, "T=1500": {"T": 1500}, "lr=4e-4": {"lr": 4e-4}, "both": {"T": 1500, "lr": 4e-4}, "T=1500, rescaled": {"T": 1500, "rescale": True},
+# %% ../nbs/07_experiments.ipynb #9e56886c
+STUDY = {"base": {}, "T=1500": {"T": 1500}, "lr=4e-4": {"lr": 4e-4}, "both": {"T": 1500, "lr": 4e-4}, "T=1500,rescaled": {"T": 1500, "rescale": True},
          "relu": {"act": "relu"}, "elu": {"act": "elu"}, "silu": {"act": "silu"}}   # what each arm changes in `report-ddpm`
 
 # %% ../nbs/07_experiments.ipynb #56fc5807
