@@ -392,7 +392,7 @@ def data(
         say(f"{name}: {x['folder']} (sources, in this order: {', '.join(x['sources'])})")
         for f, state in x["files"].items(): say(f"  {f:26s} {state:8s} sha256 {d.SHA256[name][f][:16]}")
 
-# %% ../nbs/a2_cli.ipynb #73657632
+# %% ../nbs/a2_cli.ipynb #838a385b
 def reproducible()->str: # lines
     "The list that `diffusion-nb reproduce` prints."
     from diffusion_nb.claims import FIGURES, PRINTED, behind, shipped
@@ -416,7 +416,8 @@ def reproduce(
     "Repeat a training, figure, table or number of the report."
     if name is None: return say(reproducible())
     from diffusion_nb.experiments import PRESETS, ExperimentError
-    if name in PRESETS:
+    if n is not None and (check or record): raise typer.BadParameter("stored scores belong to one number of images; -n is for scores that are only looked at")
+    if name in PRESETS and name.startswith("report"):
         if check or record: raise typer.BadParameter(f"{name} is a training; what is measured of it is called {name}-e20 or the like")
         return train(name, run=runs/name)
     from diffusion_nb import claims
@@ -430,8 +431,8 @@ def reproduce(
         from diffusion_nb.training import write_durable
         image, path = claims.figure(name, results=rows), out or Path(f"{name}.png")
         write_durable(path, figure_bytes(image), "Choose another file with --out")
-        return say(f"{path}: {name}, from {', '.join(items) or 'its formula'}")
-    if not items: return say(f"{name} is drawn from a formula: there is nothing to measure")
+        return say(f"{path}: {name}")
+    if not items: return say(f"{name} shows no stored number: there is nothing to measure")
     differ = 0
     for id, r in claims.recompute(name, n, runs):
         row = rows.get(id)

@@ -123,7 +123,11 @@ def test_tables(name):
 
 @pytest.mark.parametrize("value, interval, agrees", [(1.04, None, True), (.96, None, True), (1.06, None, False), (1.4, [.5, 1.5], True), (1.6, [.5, 1.5], False), (float("nan"), None, False)])
 def test_agreement(value, interval, agrees):
-    assert claims.agrees({"value": 1., "interval": interval}, Result("x", value)) is agrees
+    "The interval counts only where another processor measured."
+    row = {"value": 1., "interval": interval, "hardware": "another machine"}
+    assert claims.agrees(row, Result("x", value)) is agrees
+    h = claims.hardware(torch.device("cpu"))
+    assert claims.agrees(row | {"hardware": f"{h['cores']} cores, {h['cpu']}"}, Result("x", value)) is (agrees and value < 1.1)
 
 # --- the command
 
@@ -162,4 +166,6 @@ def test_reproduce_goes_on_with_a_training(tmp_path, monkeypatch):
     run("reproduce", "report-cold-rows")
     assert [(n, str(r)) for n, r in began] == [("report-cold-rows", "runs/report-cold-rows")]
     assert "is a training" in run("reproduce", "report-ddpm", "--check", code=2)
+    assert "one number of images" in run("reproduce", "real", "--check", "-n", 200, code=2)
+    assert "no figure, table or measurement is called 'quick'" in run("reproduce", "quick", code=2)   # a preset, but none of the report's
     assert "nothing to measure" in run("reproduce", "figure-1.1", "--check")
