@@ -392,7 +392,7 @@ def data(
         say(f"{name}: {x['folder']} (sources, in this order: {', '.join(x['sources'])})")
         for f, state in x["files"].items(): say(f"  {f:26s} {state:8s} sha256 {d.SHA256[name][f][:16]}")
 
-# %% ../nbs/a2_cli.ipynb #838a385b
+# %% ../nbs/a2_cli.ipynb #313c1501
 def reproducible()->str: # lines
     "The list that `diffusion-nb reproduce` prints."
     from diffusion_nb.claims import FIGURES, PRINTED, behind, shipped
@@ -411,7 +411,7 @@ def reproduce(
     out:Path=None,         # PNG file for a figure (unless given, its name in this folder)
     n:int=None,            # images for each score of a model (unless given, as many as were stored)
     runs:Path=Path("runs"), # folder of runs, for trainings
-    results:Path=Path("results/results.json"), # file of measured numbers
+    results:Path=None,     # file of measured numbers (unless given, results/results.json of the checkout)
 ):
     "Repeat a training, figure, table or number of the report."
     if name is None: return say(reproducible())
@@ -421,26 +421,29 @@ def reproduce(
         if check or record: raise typer.BadParameter(f"{name} is a training; what is measured of it is called {name}-e20 or the like")
         return train(name, run=runs/name)
     from diffusion_nb import claims
-    from diffusion_nb.metrics import read_results
+    from diffusion_nb.metrics import MetricError, read_results, results_file
     from diffusion_nb.metrics import record as keep
     try: items = claims.behind(name)
     except ExperimentError as e: raise typer.BadParameter(str(e)) from None
-    rows = read_results(results)
-    if not (check or record) and name in claims.PRINTED: return say(claims.table(name, rows))
+    if not (check or record) and name in claims.PRINTED: return say(claims.table(name, read_results(results)))
     if not (check or record) and name in claims.FIGURES:
         from diffusion_nb.training import write_durable
-        image, path = claims.figure(name, results=rows), out or Path(f"{name}.png")
+        image, path = claims.figure(name, results=read_results(results) if items else None), out or Path(f"{name}.png")
         write_durable(path, figure_bytes(image), "Choose another file with --out")
         return say(f"{path}: {name}")
     if not items: return say(f"{name} shows no stored number: there is nothing to measure")
+    try: rows = read_results(results)
+    except MetricError:
+        if check or record: raise
+        rows = {}   # outside of a checkout: measured, and compared with nothing
     differ = 0
     for id, r in claims.recompute(name, n, runs):
         row = rows.get(id)
         same = row and claims.agrees(row, r)
         say(f"{id:58s} {r.value:10.4f}   {'not stored' if row is None else 'stored {:.4f}{}'.format(row['value'], '' if same else '  DIFFERENT')}")
         differ += not same
-        if record: keep(id, r, f"diffusion-nb reproduce {name} --record", 0, results)
-    if check and differ: raise ExperimentError(f"{differ} {'number differs' if differ == 1 else 'numbers differ'} from those in {results}, or {'is' if differ == 1 else 'are'} not there")
+        if record: keep(id, r, f"diffusion-nb reproduce {name} --record", 0, results or results_file())
+    if check and differ: raise ExperimentError(f"{differ} {'number differs' if differ == 1 else 'numbers differ'} from those stored, or {'is' if differ == 1 else 'are'} not there")
 
 def figure_bytes(
     figure,   # of matplotlib

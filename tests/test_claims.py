@@ -119,7 +119,7 @@ def test_tables(name):
     for k, v in p.said.items(): assert lines[k][0] == v
     way = "algorithm-2" if "cold" in p.run else "samples"
     stored = read_results(RESULTS)[f"{claims.place(list(claims.shipped(p.run).values())[-1], way)}/fid"]
-    assert lines["FID"][2].startswith(f"{stored['value']:.2f} (") and f"n = {stored['n']:,}" in lines["FID"][2]
+    assert lines["FID"][2].startswith(f"{stored['value']:.3g} (") and f"n = {stored['n']:,}" in lines["FID"][2]
 
 @pytest.mark.parametrize("value, interval, agrees", [(1.04, None, True), (.96, None, True), (1.06, None, False), (1.4, [.5, 1.5], True), (1.6, [.5, 1.5], False), (float("nan"), None, False)])
 def test_agreement(value, interval, agrees):
