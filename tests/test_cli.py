@@ -1,5 +1,6 @@
 "Presets and the command line: what a description holds, what each command does, and what scripts may rely on."
 import json, os, re, shutil, signal, statistics, subprocess, sys, time
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 import torch
 from hypothesis import given
 import hypothesis.strategies as st
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -322,33 +325,48 @@ def test_data_state(tmp_path, monkeypatch):
 
 # --- installed
 
-CLEAN = bool(os.environ.get("CLEAN_ENVIRONMENT"))   # .ci/run asks for it: some minutes for torch
+def required(name, extras=(), seen=None):
+    "Names of the installed distributions that `name` needs, with the extras that are asked for on the way."
+    seen = {} if seen is None else seen
+    for r in map(Requirement, metadata.requires(name) or []):
+        key = canonicalize_name(r.name)
+        if r.marker and not any(r.marker.evaluate({"extra": e}) for e in ("", *extras)): continue
+        if key not in seen or not r.extras <= seen[key]:
+            seen[key] = seen.get(key, set()) | r.extras
+            required(key, seen[key], seen)
+    return seen
+
+def link(names, site):
+    "Links in `site` to the packages of these distributions: an environment that has them and nothing else, without six gigabytes of copies."
+    for name in names:
+        dist = metadata.distribution(name)
+        for part in {f.parts[0] for f in dist.files} - {"..", "__pycache__"}:
+            if not (site/part).exists(): (site/part).symlink_to(Path(dist.locate_file(part)).resolve())
 
 def test_an_installed_wheel_from_elsewhere(tmp_path):
-    "Build a wheel, install it away from the sources (in CI: with what it requires into an environment that has nothing else), and go through an experiment."
-    src, site, cwd = tmp_path/"src", tmp_path/"site", tmp_path/"elsewhere"
+    "Build a wheel, install it into an environment that has what it requires and nothing else, away from the sources, and go through an experiment."
+    src, home, cwd = tmp_path/"src", tmp_path/"home", tmp_path/"elsewhere"
     cwd.mkdir(), src.mkdir()
     for f in ("settings.ini", "setup.py", "README.md", "LICENSE", "MANIFEST.in"): shutil.copy(ROOT/f, src)
     shutil.copytree(ROOT/"diffusion_nb", src/"diffusion_nb", ignore=shutil.ignore_patterns("__pycache__"))
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     def sh(*args):
-        p = subprocess.run(list(map(str, args)), cwd=src, capture_output=True, text=True, timeout=1200)
+        p = subprocess.run(list(map(str, args)), cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
         assert p.returncode == 0, p.stdout + p.stderr
+        return p.stdout.strip()
     pip = ["-m", "pip", "--quiet", "--disable-pip-version-check"]
-    sh(sys.executable, *pip, "wheel", ".", "--no-deps", "--no-build-isolation", "-w", tmp_path)
-    wheel = next(tmp_path.glob("*.whl"))
-    if CLEAN:
-        sh(sys.executable, "-m", "venv", site)
-        sh(site/"bin"/"python", *pip, "install", "-c", ROOT/"constraints.txt", wheel)
-    else: sh(sys.executable, *pip, "install", "--no-deps", "--no-index", "--target", site, wheel)
+    sh(sys.executable, *pip, "wheel", src, "--no-deps", "--no-build-isolation", "-w", tmp_path)
     shutil.rmtree(src)
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | ({} if CLEAN else {"PYTHONPATH": str(site)})
+    sh(sys.executable, "-m", "venv", home)
+    python = home/"bin"/"python"
+    link(required("diffusion-nb"), Path(sh(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))")))
+    sh(python, *pip, "install", "--no-index", next(tmp_path.glob("*.whl")))     # refuses where a requirement is not met
+    assert Path(sh(python, "-c", "import diffusion_nb; print(diffusion_nb.__file__)")).is_relative_to(home)
+    assert sh(python, "-c", "from importlib.util import find_spec; print(find_spec('pytest'), find_spec('nbdev'))") == "None None"
     def go(*args, code=0):
-        p = subprocess.run([str(site/"bin"/"diffusion-nb"), *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+        p = subprocess.run([str(home/"bin"/"diffusion-nb"), *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
         assert p.returncode == code and "Traceback" not in p.stderr, p.stdout + p.stderr
         return p.stdout
-    python = site/"bin"/"python" if CLEAN else sys.executable
-    where = subprocess.run([str(python), "-c", "import diffusion_nb; print(diffusion_nb.__file__)"], cwd=cwd, env=env, capture_output=True, text=True).stdout
-    assert Path(where.strip()).is_relative_to(site)
     assert "diffusion-nb [OPTIONS]" in go("--help") and go("--version").startswith("diffusion-nb ")
     small = ["--set", "images=256", "--set", "hidden=4,4", "--set", "T=20", "--set", "batch_size=32"]
     assert "finished: 8 steps" in go("train", "report-ddpm", *small, "--steps", 8, "--run", "runs/tiny", "--no-progress")
