@@ -15,7 +15,7 @@ from diffusion_nb.cold import ColdProcess, pretrained
 from diffusion_nb.data import mnist, to_unit
 from diffusion_nb.ddpm import last
 from diffusion_nb.metrics import extract, floor, real, record, results_file, score
-from diffusion_nb.prior import fit_prior, from_means, line_means
+from diffusion_nb.prior import fit_prior, uniform_lines
 from diffusion_nb.training import autocast, has_bf16, pretrained_folder
 
 KEPT = {"FID": "fid", "IS": "is", "confident": "confident"}
@@ -43,19 +43,12 @@ def conditional(name, n):
         yield f"conditional/{name}/exact", restored(process, net, z_T)
 
 
-def uniform(D, x, n, each, g):
-    "The report's uniform lines, at their best: from the 5th to the 95th percentile of all lines, or of each."
-    m, q = line_means(D, x), torch.tensor([.05, .95])
-    lo, hi = torch.quantile(m, q, 0) if each else torch.quantile(m[:5000], q)[:, None].expand(2, D.T)
-    return from_means(D, lo + (hi - lo)*torch.rand(n, D.T, generator=g))
-
-
 def unconditional(axis, n):
     "The drawing model from each prior, and a model that does not draw from the best one."
     process, net, card = pretrained(f"cold-{axis}")
     D, x, g = process.degradation, to_unit(mnist().images), torch.Generator().manual_seed(0)
-    starts = {"uniform": uniform(D, x, n, False, g)}
-    if axis == "rows": starts |= {"uniform-each": uniform(D, x, n, True, g), "gaussian": fit_prior(D, x, k=1)(n, g), "mixture-10": fit_prior(D, x, k=10)(n, g), "mixture-250": fit_prior(D, x, k=250)(n, torch.Generator().manual_seed(0))}
+    starts = {"uniform": uniform_lines(D, x)(n, g)}
+    if axis == "rows": starts |= {"uniform-each": uniform_lines(D, x, each=True)(n, g), "gaussian": fit_prior(D, x, k=1)(n, g), "mixture-10": fit_prior(D, x, k=10)(n, g), "mixture-250": fit_prior(D, x, k=250)(n, torch.Generator().manual_seed(0))}
     starts["mixture"] = fit_prior(D, x)(n, g)
     for name, z_T in starts.items(): yield f"unconditional/{axis}/{name}", restored(process, net, z_T)
     if axis == "rows":

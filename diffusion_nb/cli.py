@@ -6,7 +6,7 @@
 __all__ = ['app', 'FLAGS', 'METAVAR', 'COMPLETE', 'preset_names', 'option', 'one_line', 'guarded', 'command', 'say', 'changed',
            'preset_lines', 'presets', 'train', 'device', 'trajectory', 'gif_bytes', 'npy_bytes', 'sample', 'loss_table',
            'draw_images', 'read_images', 'scored', 'losses', 'evaluate', 'cards', 'run_row', 'runs', 'file_state',
-           'data', 'reproducible', 'reproduce', 'figure_bytes', 'show_version', 'general', 'main']
+           'data', 'reproducible', 'reproduce', 'measure_again', 'figure_bytes', 'show_version', 'general', 'main']
 
 # %% ../nbs/a2_cli.ipynb #fa3bb837
 import functools, inspect, json, os, sys, time, warnings
@@ -392,7 +392,7 @@ def data(
         say(f"{name}: {x['folder']} (sources, in this order: {', '.join(x['sources'])})")
         for f, state in x["files"].items(): say(f"  {f:26s} {state:8s} sha256 {d.SHA256[name][f][:16]}")
 
-# %% ../nbs/a2_cli.ipynb #313c1501
+# %% ../nbs/a2_cli.ipynb #ace60dea
 def reproducible()->str: # lines
     "The list that `diffusion-nb reproduce` prints."
     from diffusion_nb.claims import FIGURES, PRINTED, behind, shipped
@@ -421,8 +421,7 @@ def reproduce(
         if check or record: raise typer.BadParameter(f"{name} is a training; what is measured of it is called {name}-e20 or the like")
         return train(name, run=runs/name)
     from diffusion_nb import claims
-    from diffusion_nb.metrics import MetricError, read_results, results_file
-    from diffusion_nb.metrics import record as keep
+    from diffusion_nb.metrics import read_results
     try: items = claims.behind(name)
     except ExperimentError as e: raise typer.BadParameter(str(e)) from None
     if not (check or record) and name in claims.PRINTED: return say(claims.table(name, read_results(results)))
@@ -432,16 +431,31 @@ def reproduce(
         write_durable(path, figure_bytes(image), "Choose another file with --out")
         return say(f"{path}: {name}")
     if not items: return say(f"{name} shows no stored number: there is nothing to measure")
+    measure_again(name, n, runs, results, check, record)
+
+def measure_again(
+    name:str,     # as for `reproduce`
+    n:int,        # images (None: as many as were stored)
+    runs:Path,    # folder of runs
+    results:Path, # file of measured numbers (None: the checkout's)
+    check:bool,   # fail where a number differs?
+    record:bool,  # store what is measured?
+):
+    "Measure numbers, each beside the stored one."
+    from diffusion_nb.claims import agrees, recompute
+    from diffusion_nb.experiments import ExperimentError
+    from diffusion_nb.metrics import MetricError, read_results, results_file
+    from diffusion_nb.metrics import record as keep
     try: rows = read_results(results)
     except MetricError:
         if check or record: raise
         rows = {}   # outside of a checkout: measured, and compared with nothing
     differ = 0
-    for id, r in claims.recompute(name, n, runs):
+    for id, r in recompute(name, n, runs):
         row = rows.get(id)
-        same = row and claims.agrees(row, r)
-        say(f"{id:58s} {r.value:10.4f}   {'not stored' if row is None else 'stored {:.4f}{}'.format(row['value'], '' if same else '  DIFFERENT')}")
+        same = row and agrees(row, r)
         differ += not same
+        say(f"{id:58s} {r.value:10.4f}   {'not stored' if row is None else 'stored {:.4f}{}'.format(row['value'], '' if same else '  DIFFERENT')}")
         if record: keep(id, r, f"diffusion-nb reproduce {name} --record", 0, results or results_file())
     if check and differ: raise ExperimentError(f"{differ} {'number differs' if differ == 1 else 'numbers differ'} from those stored, or {'is' if differ == 1 else 'are'} not there")
 

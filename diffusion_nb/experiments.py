@@ -7,7 +7,8 @@ __all__ = ['PARTS', 'TABLE_1_1', 'TABLE_2_1', 'WRITES', 'PRESETS', 'STUDY', 'Exp
            'one_of', 'activation', 'channels', 'cnn', 'unet', 'adam', 'target', 'parameters', 'preset', 'complete',
            'Experiment', 'changed_part', 'experiment', 'unknown', 'parse', 'differences', 'comments', 'as_text',
            'table', 'build', 'new_network', 'start', 'read_experiment', 'from_card', 'trained_process', 'for_process',
-           'load_run', 'ship', 'load_pretrained', 'run_name', 'spans', 'span_loss', 'held_out', 'level_loss']
+           'load_run', 'ship', 'load_pretrained', 'run_name', 'spans', 'span_loss', 'held_out', 'noise_loss',
+           'level_loss', 'study_losses', 'paired']
 
 # %% ../nbs/07_experiments.ipynb #16bebfe2
 import ast, difflib, functools, inspect, json, math, pkgutil, re
@@ -440,7 +441,23 @@ def held_out(
 STUDY = {"base": {}, "T=1500": {"T": 1500}, "lr=4e-4": {"lr": 4e-4}, "both": {"T": 1500, "lr": 4e-4}, "T=1500,rescaled": {"T": 1500, "rescale": True},
          "relu": {"act": "relu"}, "elu": {"act": "elu"}, "silu": {"act": "silu"}}   # what each arm changes in `report-ddpm`
 
-# %% ../nbs/07_experiments.ipynb #56fc5807
+# %% ../nbs/07_experiments.ipynb #9c145c51
+def noise_loss(
+    process,        # a `GaussianProcess`
+    net,            # in eval mode
+    x,              # images, (B, C, H, W)
+    t:int,          # step
+    generator,      # of the noise
+    batch_size:int, # images in a batch
+)->float:           # mean loss at step t
+    "The loss at one step of all images."
+    import torch
+    total = 0.
+    for part in x.split(batch_size):
+        eps = torch.randn(part.shape, generator=generator, device=part.device)
+        with torch.no_grad(): total += len(part)*process.loss(net, part, torch.full((len(part),), t, device=part.device), eps=eps).item()
+    return total/len(x)
+
 def level_loss(
     process,         # a `GaussianProcess`
     net,             # in eval mode
@@ -449,15 +466,34 @@ def level_loss(
     seed:int=0,      # of the noise
     batch_size:int=100, # images in a batch
 )->dict:             # loss (mean over the levels), levels
-    "Held-out loss at noise levels that do not depend on T (Kingma et al. 2021 call this ratio the signal-to-noise ratio)."
+    "Held-out loss at noise levels that do not depend on T (Kingma et al. 2021 call this ratio the signal-to-noise ratio), log-linear between the nearest steps."
     import torch
     from diffusion_nb.data import to_unit
     from diffusion_nb.training import stream
     ratio, out = torch.logit(process.schedule.alpha[1:].double()), {}
     for i, level in enumerate(levels):
-        t, g, x, total = (ratio - level).abs().argmin().item() + 1, stream(seed, "level", i, device=images.device), to_unit(images[i::len(levels)]), 0.
-        for part in x.split(batch_size):
-            eps = torch.randn(part.shape, generator=g, device=part.device)
-            with torch.no_grad(): total += len(part)*process.loss(net, part, torch.full((len(part),), t, device=part.device), eps=eps).item()
-        out[level] = total/len(x)
+        x = to_unit(images[i::len(levels)])
+        a, b = ((ratio - level).abs().topk(2, largest=False).indices + 1).tolist()      # the two steps nearest, on the same noise,
+        w = ((ratio[b - 1] - level)/(ratio[b - 1] - ratio[a - 1])).clamp(0, 1).item()   # and the level between them
+        out[level] = math.exp(sum(v*math.log(noise_loss(process, net, x, t, stream(seed, "level", i, device=x.device), batch_size)) for t, v in ((a, w), (b, 1 - w)) if v))
     return {"loss": sum(out.values())/len(out), "levels": out}
+
+# %% ../nbs/07_experiments.ipynb #3fa8e9a9
+def study_losses(
+    arm:str,         # a name in `STUDY`
+    steps:int=1000,  # of training
+    results=None,    # as from `diffusion_nb.metrics.read_results`
+):                   # (seeds,) loss at common noise levels, float64
+    "The stored scores of one arm of the study, in the order of the seeds."
+    import torch
+    from diffusion_nb.metrics import read_results
+    return torch.tensor([v["value"] for k, v in sorted((results or read_results()).items()) if k.startswith(f"study/{one_of('arm', arm, STUDY)}/{steps}/")], dtype=torch.float64)
+
+def paired(
+    a, # (seeds,)
+    b, # (seeds,): of the same seeds
+)->tuple: # mean of a - b, half of its 95 % interval
+    "A difference within pairs, with Student's interval for the mean (the paired t-test)."
+    from scipy import stats
+    d = a - b
+    return d.mean().item(), float(stats.t.ppf(.975, len(d) - 1))*d.std().item()/len(d)**.5

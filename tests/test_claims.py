@@ -1,15 +1,16 @@
 "The report, repeated: its figures and tables by name, its way of measuring against the library it used, numbers measured twice."
-import json, re
+import dataclasses, json, re
 
 import numpy as np
 import pytest
 import torch
-from scipy import linalg
+from hypothesis import given, strategies as st
+from scipy import linalg, stats
 
 from diffusion_nb import claims
 from diffusion_nb.cold import ColdProcess
 from diffusion_nb.data import mnist, to_unit
-from diffusion_nb.experiments import ExperimentError, build, experiment
+from diffusion_nb.experiments import ExperimentError, build, experiment, paired, study_losses
 from diffusion_nb.metrics import Extractor, Result, read_results
 
 from test_cli import ROOT, run
@@ -97,10 +98,45 @@ def test_the_last_step_is_left_out_and_nothing_else(monkeypatch):
 
 def test_a_study_is_resumed_and_refuses_an_arm_that_does_not_exist(tmp_path):
     (first,) = claims.study(["silu"], seeds=1, steps=2, folder=tmp_path)
-    log = (tmp_path/"silu-0"/"log.jsonl").read_bytes()
+    log = (tmp_path/"silu-2-0"/"log.jsonl").read_bytes()
     (again,) = claims.study(["silu"], seeds=1, steps=2, folder=tmp_path)
-    assert first == again and first[0] == "study/silu/0/loss" and (tmp_path/"silu-0"/"log.jsonl").read_bytes() == log
+    assert first == again and first[0] == "study/silu/2/0/loss" and (tmp_path/"silu-2-0"/"log.jsonl").read_bytes() == log
     with pytest.raises(ExperimentError, match="did you mean 'silu'"): next(claims.study(["sliu"], folder=tmp_path))
+
+@pytest.mark.parametrize("measure, trainer", [(lambda folder: claims.study(["silu"], 1, 2, folder), "start"), (lambda folder: claims.defects(seeds=1, steps=2, n=20), "train")])
+def test_a_training_that_was_broken_off_is_not_scored(measure, trainer, tmp_path, monkeypatch):
+    "The training engine ends cleanly at Ctrl-C and returns; what comes after it must not."
+    trained = dataclasses.make_dataclass("Trained", ["status", "net"])
+    monkeypatch.setattr(claims, trainer, lambda *args, **kwargs: trained("interrupted", torch.nn.Identity()))
+    with pytest.raises(KeyboardInterrupt): next(measure(tmp_path))
+
+def test_begun_a_step_below_even_the_truth_is_not_reached():
+    process = build("process", experiment("report-cold-rows-4").values)
+    class Knows(torch.nn.Module):
+        def forward(self, z, u): return x
+    x = to_unit(mnist("test").images[:5])
+    torch.testing.assert_close(claims.from_below(process, Knows(), process.degrade(x, 7)) - x, process.degrade(x, 7) - process.degrade(x, 6), atol=1e-5, rtol=0)
+
+def test_every_stored_run_of_the_study_is_measured_again(monkeypatch):
+    seen = []
+    monkeypatch.setattr(claims, "study", lambda arms, steps, folder: (seen.append((arm, steps)) or (f"study/{arm}/{steps}/{s}/loss", None) for arm in arms for s in range(3)))
+    stored = {k for k in read_results(RESULTS) if k.startswith("study/")}
+    assert stored and {k for k, _ in claims.recompute("study")} == stored
+    seen.clear()
+    assert len(list(claims.recompute("study/both"))) == 6 and set(seen) == {("both", 1000), ("both", 4000)}
+    assert len(list(claims.recompute("study/silu"))) == 3
+
+@given(st.lists(st.tuples(st.floats(-9, 9), st.floats(-9, 9)), min_size=3, max_size=9).filter(lambda v: len({a - b for a, b in v}) > 2))
+def test_paired_is_scipys_paired_t_test(pairs):
+    a, b = torch.tensor(pairs, dtype=torch.float64).T
+    mean, half = paired(a, b)
+    their = stats.ttest_rel(a.numpy(), b.numpy()).confidence_interval()
+    assert (mean - half, mean + half) == pytest.approx(tuple(their), rel=1e-6, abs=1e-9)
+
+def test_study_losses_are_those_of_one_arm_and_one_length():
+    rows = {f"study/{a}/{n}/{s}/loss": {"value": v + s} for a, n, v in (("T=1500", 1000, 10), ("T=1500,rescaled", 1000, 20), ("T=1500", 4000, 30)) for s in range(2)}
+    assert [study_losses(*at, results=rows).tolist() for at in (("T=1500",), ("T=1500,rescaled",), ("T=1500", 4000), ("relu",))] == [[10, 11], [20, 21], [30, 31], []]
+    with pytest.raises(ExperimentError, match="did you mean"): study_losses("T1500", results=rows)
 
 @pytest.mark.parametrize("name", [n for n in claims.FIGURES if claims.FIGURES[n][0] not in ("epochs", "end") or "cold" in claims.FIGURES[n][1]])
 def test_figures(name, figures):
@@ -169,3 +205,16 @@ def test_reproduce_goes_on_with_a_training(tmp_path, monkeypatch):
     assert "one number of images" in run("reproduce", "real", "--check", "-n", 200, code=2)
     assert "no figure, table or measurement is called 'quick'" in run("reproduce", "quick", code=2)   # a preset, but none of the report's
     assert "nothing to measure" in run("reproduce", "figure-1.1", "--check")
+
+@pytest.mark.parametrize("each", [False, True])
+@pytest.mark.parametrize("axis", ["rows", "columns"])
+def test_uniform_lines_stay_in_their_range(axis, each):
+    "Means between the 5th and 95th percentile (NumPy's) of all lines or of each, spread evenly; and each image is one that D leaves as it is."
+    from diffusion_nb.cold import Average
+    from diffusion_nb.prior import line_means, uniform_lines
+    D, x = Average(axis), to_unit(mnist("train").images[:3000])
+    drawn = uniform_lines(D, x, each)(4000, torch.Generator().manual_seed(0))
+    m, q = line_means(D, drawn).numpy(), np.quantile(line_means(D, x).numpy(), [.05, .95], axis=0 if each else None)
+    assert (m >= q[0] - 1e-6).all() and (m <= q[1] + 1e-6).all() and (D(drawn, D.T) - drawn).abs().max() < 1e-6
+    wide = np.broadcast_to(q[1] - q[0], 28) > .02
+    assert np.allclose(((m - q[0])/np.maximum(q[1] - q[0], 1e-9)).mean(0)[wide], .5, atol=.03)
