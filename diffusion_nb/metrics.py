@@ -106,14 +106,14 @@ def jitter(
     grid = F.affine_grid(torch.stack(rows, 1), x.shape, align_corners=False)
     return F.grid_sample(x - LO, grid, align_corners=False) + LO
 
-# %% ../nbs/06_metrics.ipynb #99523de3
+# %% ../nbs/06_metrics.ipynb #1d0b0f95
 def train_digits(
     images:Tensor,       # uint8, (N, 1, 28, 28)
     labels:Tensor,       # int64, (N,)
     epochs:float=10,     # passes over the images
     seed:int=0,          # of weights, order and jitter
     batch_size:int=128,  # images in a step
-    lr:float=4e-3,       # learning rate, times rise and cosine (at most 0.9)
+    lr:float=4e-3,       # learning rate, before rise and cosine multiply it
     progress:bool=True,  # show a bar?
 )->DigitNet:             # in eval mode
     "Train the classifier: AdamW, a cosine schedule, jittered images; bfloat16 where the processor has it."
@@ -674,7 +674,7 @@ def combine(
     first = results[0]
     return Result(first.metric, *next_value([r.value for r in results]), first.n, first.features, data or first.data, first.note or f"{len(results)} sets")
 
-# %% ../nbs/06_metrics.ipynb #97dfd38a
+# %% ../nbs/06_metrics.ipynb #60f60141
 def floor(
     n:int,                    # images in a set
     extractor:Extractor=None, # `digit_extractor()` unless given
@@ -687,7 +687,7 @@ def floor(
     if n > total: raise MetricError(f"a floor for {n:,} images cannot be measured with {total:,} training images")
     order = torch.randperm(total, generator=stream(seed, "floor"))
     train = real("train", extractor, order[torch.arange(n*sets) % total])
-    mixed = lambda i: test[torch.randperm(len(test), generator=stream(seed, "reference", i))]   # density and coverage take the first ones
+    mixed = lambda i: test[torch.randperm(len(test), generator=stream(seed, "reference", i))]   # density and coverage choose n by place: other images for each set
     rows = [score(train[i*n:(i + 1)*n], mixed(i), times=0, tick=lambda name: tick(f"floor {i + 1}/{sets}: {name}")) for i in range(sets)]
     return {k: combine([r[k] for r in rows], rows[0][k].data.replace("MNIST train", f"{n:,} of MNIST train", 1)) for k in rows[0]}
 
